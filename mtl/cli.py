@@ -1,0 +1,41 @@
+"""The command ``mtl``: finds the verb and imports no more than it needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mtl import __version__
+
+USAGE = f"""mtl {__version__}: fine-tune one language model on many tasks at once so that every task ends up good
+
+usage: mtl <verb> [arguments]
+
+verbs:
+  train     train a run, or with -m a sweep over strategies      mtl train --help
+
+  -h, --help     this text
+  --version      the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if verb == "--version":
+        print(__version__)
+        return 0
+    if verb != "train":
+        print(f"mtl: error: unknown verb {verb!r}. There is: train. See mtl --help.", file=sys.stderr)
+        return 2
+    from mtl.train import main as train
+
+    return train(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

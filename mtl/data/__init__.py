@@ -1,0 +1,1 @@
+"""Data: sources, splits, tokenized examples and their cache, cursors and batches."""

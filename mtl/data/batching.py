@@ -1,0 +1,164 @@
+"""From the examples of a step to micro-batches.
+
+However the step is cut, the numbers are the same: a micro-batch only ever contributes *sums* over its target tokens,
+and the denominators belong to the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mtl.data.tokenized import TokenizedExample
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward sees: b rows of S positions, each row holding one example or several packed ones.
+
+    ``keep_BS`` marks the positions whose *next* token is a target; the model computes logits there only. ``labels``
+    and ``label_tasks`` list those next tokens and their tasks, row by row. Padding and packed neighbours need no
+    attention mask: ``position_ids_BS`` starts again at 0 for every example (and at every padding token), from which
+    transformers builds the block-diagonal mask; with one example a row it is ``None``, since causal attention never
+    looks at the padding behind it.
+    """
+
+    input_ids_BS: Tensor
+    position_ids_BS: Tensor | None
+    keep_BS: Tensor
+    labels: Tensor
+    label_tasks: Tensor
+    tasks: tuple[int, ...]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on ``device``."""
+        return MicroBatch(
+            self.input_ids_BS.to(device),
+            None if self.position_ids_BS is None else self.position_ids_BS.to(device),
+            self.keep_BS.to(device),
+            self.labels.to(device),
+            self.label_tasks.to(device),
+            self.tasks,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The B examples of one step over all ranks and micro-batches; every rank holds the same list.
+
+    Args:
+        examples: Pairs of task and example.
+        num_tasks: T.
+    """
+
+    examples: Sequence[tuple[int, TokenizedExample]]
+    num_tasks: int
+
+    @property
+    def counts_T(self) -> np.ndarray:
+        """Examples of each task in the step."""
+        return np.bincount([task for task, _ in self.examples], minlength=self.num_tasks)
+
+    @property
+    def num_targets_T(self) -> np.ndarray:
+        """Target tokens of each task in the step, over all ranks."""
+        num_targets_T = np.zeros(self.num_tasks, dtype=np.int64)
+        for task, example in self.examples:
+            num_targets_T[task] += count_targets(example)
+        return num_targets_T
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step, padding not counted."""
+        return sum(len(example.input_ids) for _, example in self.examples)
+
+    def slice(self, rank: int, world_size: int) -> Batch:
+        """The examples of one rank: dealt out by length, so that all ranks get about as many tokens."""
+        by_length = sorted(self.examples, key=lambda pair: -len(pair[1].input_ids))
+        return Batch(by_length[rank::world_size], self.num_tasks)
+
+    def micro_batches(self, max_tokens: int, *, packing: bool, mix_tasks: bool) -> Iterator[MicroBatch]:
+        """Cuts the examples into micro-batches of at most ``max_tokens`` positions, padding included.
+
+        Args:
+            max_tokens: Budget of a micro-batch; a single longer example still gets one of its own.
+            packing: Put several short examples in one row, after each other.
+            mix_tasks: Allow several tasks in one micro-batch. Where tasks have adapters or rows of their own, not.
+        """
+        groups = [self.examples] if mix_tasks else [self._of_task(task) for task in np.flatnonzero(self.counts_T)]
+        for group in groups:
+            rows = fill_rows(group, packing=packing)
+            rows.sort(key=lambda row: -row_length(row))
+            while rows:
+                fitting = max(1, max_tokens // row_length(rows[0]))
+                yield stack(rows[:fitting])
+                rows = rows[fitting:]
+
+    def _of_task(self, task: int) -> list[tuple[int, TokenizedExample]]:
+        return [pair for pair in self.examples if pair[0] == task]
+
+
+Row = list[tuple[int, "TokenizedExample"]]
+
+
+def fill_rows(examples: Sequence[tuple[int, TokenizedExample]], *, packing: bool) -> list[Row]:
+    """Packs examples into rows as long as the longest one (first fit, longest first); without packing one a row.
+
+    Longer rows would waste attention: its cost grows with the square of the row, packed or not.
+    """
+    rows: list[Row] = []
+    room: list[int] = []
+    by_length = sorted(examples, key=lambda pair: -len(pair[1].input_ids))
+    for pair in by_length:
+        length = len(pair[1].input_ids)
+        fits = next((i for i, free in enumerate(room) if free >= length), None) if packing else None
+        if fits is None:
+            rows.append([pair])
+            room.append(len(by_length[0][1].input_ids) - length)
+        else:
+            rows[fits].append(pair)
+            room[fits] -= length
+    return rows
+
+
+def row_length(row: Row) -> int:
+    """Positions that a row's examples take."""
+    return sum(len(example.input_ids) for _, example in row)
+
+
+def count_targets(example: TokenizedExample) -> int:
+    """Target tokens of an example: the first token has nothing before it to be predicted from."""
+    return int(np.count_nonzero(example.is_target[1:]))
+
+
+def stack(rows: Sequence[Row]) -> MicroBatch:
+    """Builds the tensors of a micro-batch, padded on the right with token 0 at position 0."""
+    shape = (len(rows), max(row_length(row) for row in rows))
+    input_ids = np.zeros(shape, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    keep = np.zeros(shape, dtype=np.bool_)
+    labels, label_tasks = [], []
+    for index, row in enumerate(rows):
+        start = 0
+        for task, example in row:
+            end = start + len(example.input_ids)
+            input_ids[index, start:end] = example.input_ids
+            position_ids[index, start:end] = np.arange(end - start)
+            keep[index, start : end - 1] = example.is_target[1:]
+            labels.append(example.input_ids[1:][example.is_target[1:]])
+            label_tasks.append(np.full(len(labels[-1]), task, dtype=np.int64))
+            start = end
+    return MicroBatch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids) if max(map(len, rows)) > 1 else None,
+        torch.from_numpy(keep),
+        torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+        torch.from_numpy(np.concatenate(label_tasks)),
+        tuple(sorted({task for row in rows for task, _ in row})),
+    )

@@ -1,0 +1,65 @@
+"""Batches of prompts for decoding: of similar length, padded on the left, within a token budget.
+
+Shape suffixes: B rows, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def batches_within(lengths: Sequence[int], token_budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Cuts examples into batches of at most ``token_budget`` padded positions, the longest first.
+
+    Args:
+        lengths: Positions that a row of each example takes.
+        token_budget: Budget of a batch; an example above it gets a batch of its own.
+        rows: How many rows each example takes; one if not given.
+
+    Yields:
+        Indices of a batch's examples.
+    """
+    batch: list[int] = []
+    num_rows = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        added = 1 if rows is None else rows[index]
+        if batch and (num_rows + added) * lengths[batch[0]] > token_budget:
+            yield batch
+            batch, num_rows = [], 0
+        batch.append(index)
+        num_rows += added
+    if batch:
+        yield batch
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both [B, S]; every row ends at the last position."""
+    length = max(map(len, rows))
+    ids_BS = torch.tensor([[0] * (length - len(row)) + list(row) for row in rows], device=device)
+    mask_BS = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids_BS, mask_BS
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Logits in at least float32; float64 stays as it is."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switches dropout and gradients off, and puts every module back into its own mode afterwards.
+
+    Not inference mode: what a model caches in a forward (rotary frequencies) must stay usable in training.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,223 @@
+"""Evaluating every task of a run: its loss, its answers and its metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import fsum
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from mtl.data.batching import count_targets
+from mtl.errors import UserError
+from mtl.evaluation import metrics
+from mtl.evaluation.answers import extract_answer
+from mtl.evaluation.batches import evaluating
+from mtl.evaluation.generation import generate_answers, stop_tokens
+from mtl.evaluation.losses import summed_losses
+from mtl.evaluation.options import option_log_likelihoods
+from mtl.evaluation.results import Prediction, TaskEvaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mtl.data.loading import EvalExample, TaskData
+    from mtl.tasks.task import Task
+
+Activate = Callable[[int | None], AbstractContextManager[None]]
+Progress = Callable[[str, int, int], None]
+Result = TypeVar("Result")
+
+
+class Ranks(Protocol):
+    """What an evaluation needs to know of the other ranks; :class:`mtl.distributed.Distributed` has it."""
+
+    rank: int
+    world_size: int
+
+    def gather(self, value: object) -> list[Any]: ...
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    activate: Activate,
+    data: Sequence[TaskData],
+    *,
+    split: str,
+    max_examples: int | None,
+    predict: bool,
+    distributed: Ranks,
+    token_budget: int,
+    base: bool = False,
+    progress: Progress | None = None,
+) -> list[TaskEvaluation]:
+    """Evaluates all tasks, each with its own adapters; the result is the same on every rank.
+
+    Token budget and number of ranks change speed and memory, and the numbers by no more than rounding.
+
+    Args:
+        model: Causal language model with the layout's adapters.
+        tokenizer: Its tokenizer.
+        activate: The layout's ``activate``.
+        data: The tasks, in the order of their indices.
+        split: ``"val"`` or ``"test"``.
+        max_examples: Evaluate only this many examples of a task, evenly spaced over the split.
+        predict: Also find answers and score them, not only the loss.
+        distributed: The run's ranks.
+        token_budget: Positions of a batch, padding included.
+        base: Evaluate the base model, without adapters.
+        progress: Called after each batch with the task's name, and the examples done and to do on this rank; an
+            example counts once for its loss and once for its answer.
+
+    Raises:
+        UserError: A task has no examples in the split.
+    """
+    evaluations = []
+    with evaluating(model):
+        for index, task_data in enumerate(data):
+            examples = select_examples(task_data, split, max_examples)
+            scored = predict and task_data.task.metric != "none"
+            run = _Run(
+                model,
+                tokenizer,
+                distributed,
+                token_budget,
+                _counter(task_data, examples, scored, distributed, progress),
+            )
+            with activate(None if base else index):
+                evaluations.append(_evaluate_task(run, task_data.task, examples, scored))
+    return evaluations
+
+
+def select_examples(data: TaskData, split: str, max_examples: int | None) -> list[EvalExample]:
+    """The examples that an evaluation of ``split`` looks at: evenly spaced, since files are often sorted.
+
+    Raises:
+        UserError: The split is empty.
+    """
+    examples = {"val": data.val, "test": data.test}[split]
+    if not len(examples):
+        raise UserError(
+            f"Task {data.task.name!r} has no {split} examples. Add some or set tasks.{data.task.name}.{split}_size."
+        )
+    kept = len(examples) if max_examples is None else min(len(examples), max_examples)
+    return [examples[i * len(examples) // kept] for i in range(kept)]
+
+
+def trivial_score(data: TaskData, split: str, max_examples: int | None = None) -> float | None:
+    """What the task's metric gives on these examples without looking at the prompt.
+
+    That is the score of the commonest training label, or the expected score of a uniform guess among each row's
+    options; ``None`` for free answers.
+    """
+    examples = select_examples(data, split, max_examples)
+    references = [example.reference for example in examples]
+    return metrics.trivial_score(data.task.metric, references, [example.options for example in examples], data.majority)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all passes over a task's examples share."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    distributed: Ranks
+    token_budget: int
+    on_batch: Callable[[int], None]
+
+    def over_ranks(
+        self, work: Callable[[list[EvalExample]], Sequence[Result]], examples: Sequence[EvalExample]
+    ) -> list[Result]:
+        """Each rank works on its share of the examples, dealt out by length; all get all results, in order."""
+        by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i].tokens.input_ids))
+        own = by_length[self.distributed.rank :: self.distributed.world_size]
+        results = work([examples[i] for i in own])
+        parts = self.distributed.gather(dict(zip(own, results, strict=True)))
+        gathered = {i: result for part in parts for i, result in part.items()}
+        return [gathered[i] for i in range(len(examples))]
+
+
+def _counter(
+    data: TaskData, examples: Sequence[EvalExample], scored: bool, distributed: Ranks, progress: Progress | None
+) -> Callable[[int], None]:
+    own = len(range(distributed.rank, len(examples), distributed.world_size))
+    total = 2 * own if scored else own
+    done = 0
+
+    def count(num_examples: int) -> None:
+        nonlocal done
+        done += num_examples
+        if progress is not None:
+            progress(data.task.name, done, total)
+
+    return count
+
+
+def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], scored: bool) -> TaskEvaluation:
+    losses = run.over_ranks(
+        lambda own: summed_losses(
+            run.model, [example.tokens for example in own], token_budget=run.token_budget, on_batch=run.on_batch
+        ),
+        examples,
+    )
+    num_targets = sum(count_targets(example.tokens) for example in examples)
+    # fsum rounds once, so the order of the examples cannot matter.
+    loss = fsum(losses) / num_targets
+    if not scored:
+        return TaskEvaluation(loss, len(examples), num_targets, None, {}, [])
+
+    texts = _choose(run, examples) if task.scoring == "likelihood" else _generate(run, task, examples)
+    multiline = any("\n" in example.reference.strip() for example in examples)
+    answers = [
+        text
+        if task.scoring == "likelihood"
+        else extract_answer(text, pattern=task.answer_pattern, options=example.options, multiline=multiline)
+        for text, example in zip(texts, examples, strict=True)
+    ]
+    scores = metrics.score_answers(
+        task.metric, answers, [example.reference for example in examples], [example.options for example in examples]
+    )
+    predictions = [
+        Prediction(example.prompt, example.reference, text, answer, score, example.location)
+        for example, text, answer, score in zip(examples, texts, answers, scores.per_example, strict=True)
+    ]
+    return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions)
+
+
+def _choose(run: _Run, examples: Sequence[EvalExample]) -> list[str]:
+    """The likeliest option of each example."""
+
+    def choose(own: list[EvalExample]) -> list[str]:
+        likelihoods = option_log_likelihoods(
+            run.model,
+            [example.prompt_ids for example in own],
+            [example.option_ids or () for example in own],
+            token_budget=run.token_budget,
+            on_batch=run.on_batch,
+        )
+        return [
+            (example.options or ())[int(np.argmax(values))] for example, values in zip(own, likelihoods, strict=True)
+        ]
+
+    return run.over_ranks(choose, examples)
+
+
+def _generate(run: _Run, task: Task, examples: Sequence[EvalExample]) -> list[str]:
+    """The text that each example's prompt leads to, special tokens removed."""
+    stops = stop_tokens(run.model, run.tokenizer, [example.tokens for example in examples])
+
+    def generate(own: list[EvalExample]) -> list[str]:
+        tokens = generate_answers(
+            run.model,
+            [example.prompt_ids for example in own],
+            max_new_tokens=task.max_new_tokens,
+            stops=stops,
+            token_budget=run.token_budget,
+            on_batch=run.on_batch,
+        )
+        return run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return run.over_ranks(generate, examples)

@@ -1,0 +1,49 @@
+"""Exact negative log-likelihoods, whatever way the examples are cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from mtl.data.batching import Batch
+from mtl.evaluation.batches import full_precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mtl.data.tokenized import TokenizedExample
+
+
+def summed_losses(
+    model: PreTrainedModel,
+    examples: Sequence[TokenizedExample],
+    *,
+    token_budget: int,
+    on_batch: Callable[[int], None],
+) -> list[float]:
+    """Each example's negative log-likelihood, summed over its target tokens in float64 [nats].
+
+    Args:
+        model: A causal language model in evaluation mode.
+        examples: What to evaluate.
+        token_budget: Positions of a micro-batch, padding included.
+        on_batch: Told the number of examples done after each micro-batch.
+    """
+    losses = torch.zeros(len(examples), dtype=torch.float64)
+    # Every example is a task of its own here, so that a label's task says which example it belongs to.
+    batch = Batch(list(enumerate(examples)), num_tasks=len(examples))
+    for micro_batch in batch.micro_batches(token_budget, packing=False, mix_tasks=True):
+        inputs = micro_batch.to(model.device)
+        logits = model(
+            input_ids=inputs.input_ids_BS,
+            position_ids=inputs.position_ids_BS,
+            use_cache=False,
+            logits_to_keep=inputs.keep_BS,
+        ).logits
+        token_losses = F.cross_entropy(full_precision(logits), inputs.labels, reduction="none")
+        losses.index_add_(0, micro_batch.label_tasks, token_losses.cpu().double())
+        on_batch(len(micro_batch.tasks))
+    return losses.tolist()

@@ -1,0 +1,99 @@
+"""The contracts between the parts of ``mtl``, as types.
+
+Shape suffixes, used everywhere: T tasks, M present tasks (those with an example in this step), N shared trainable
+parameters, B examples of a step, S positions, V vocabulary.
+
+Strategies are structural: any class with these methods works, nothing has to be registered or inherited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Stateful(Protocol):
+    """State that survives a checkpoint exactly: plain JSON values and tensors, no pickle."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True)
+class TaskFeedback:
+    """What a step (or an evaluation) says about the tasks; reduced over all ranks, so identical on each.
+
+    Args:
+        step: The optimizer step it belongs to, counted over all stages from 0.
+        tasks: Indices of the M present tasks, ascending. Absent tasks have no entry anywhere.
+        counts_M: Examples of each present task in the step.
+        losses_M: Mean negative log-likelihood per target token of each present task [nats].
+        losses_after_M: The same examples after the step; only for strategies that declare the need.
+        gramian_MM: Raw Gramian ``G0`` of the unweighted per-task gradients; only where rows were computed.
+        validation: Task index to scores of an evaluation: ``"loss"`` [nats per target token] and ``"score"`` (the
+            task's metric in [0, 1], higher is better; missing where only the loss was evaluated). The evaluation
+            before training comes as a feedback with no present task.
+    """
+
+    step: int
+    tasks: Sequence[int]
+    counts_M: Sequence[int]
+    losses_M: Tensor
+    losses_after_M: Tensor | None = None
+    gramian_MM: Tensor | None = None
+    validation: Mapping[int, Mapping[str, float]] | None = None
+
+
+class TaskSampler(Stateful, Protocol):
+    """Decides how many examples of each task a step sees."""
+
+    @property
+    def probabilities(self) -> Sequence[float]: ...  # [T], sums to 1
+
+    def counts(self, num_examples: int) -> Sequence[int]: ...  # [T], sums to num_examples
+
+    def update(self, feedback: TaskFeedback) -> None: ...  # no-op unless adaptive
+
+
+class LossWeighter(Stateful, Protocol):
+    """Decides how much each task's loss counts.
+
+    ``needs`` names what ``weights`` must see of the *current* step before it can answer, out of ``"losses"``,
+    ``"losses_after"``, ``"gramian"``, ``"validation"``; empty if the weights are known before the backward.
+    """
+
+    needs: frozenset[str]
+
+    def weights(self, feedback: TaskFeedback | None) -> Tensor: ...  # [T] float64 on the CPU, detached
+
+    def update(self, feedback: TaskFeedback) -> None: ...
+
+
+class GradientSurgery(Stateful, Protocol):
+    """Combines the tasks' gradient rows into one gradient.
+
+    ``weights_act`` says what loss weights do through it: ``"yes"``, ``"partly"``, ``"no"`` or ``"reversed"``.
+    """
+
+    weights_act: str
+
+    def __call__(self, grads_MN: Tensor, tasks: Sequence[int] | None = None) -> Tensor: ...  # [N]
+
+
+class AdapterLayout(Protocol):
+    """Which trainable parameters exist, and which of them a task trains."""
+
+    default_learning_rate: float
+
+    def activate(self, task: int | None) -> AbstractContextManager[None]: ...  # None: the base model, no adapter
+
+    def shared_parameters(self) -> list[nn.Parameter]: ...
+
+    def private_parameters(self, task: int) -> list[nn.Parameter]: ...
+
+    def parameters(self) -> list[nn.Parameter]: ...

@@ -1,0 +1,330 @@
+"""One training job, from settings to results."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from mtl.checkpoint import find_checkpoint, load_checkpoint
+from mtl.data.cursors import TaskCursors
+from mtl.data.loading import TaskData, load_task
+from mtl.distributed import Distributed
+from mtl.errors import UserError
+from mtl.evaluation.base_cache import evaluate_base
+from mtl.evaluation.evaluate import trivial_score
+from mtl.evaluation.metrics import check_metric
+from mtl.evaluation.results import TaskEvaluation
+from mtl.gradients import Backward
+from mtl.interfaces import AdapterLayout
+from mtl.models.forward import packing_is_exact
+from mtl.models.load import fingerprint, load_model, load_tokenizer
+from mtl.reporting.results import Cost, Results, TaskResult, write_predictions, write_results
+from mtl.reporting.run_log import RunLog, peak_memory_bytes
+from mtl.reporting.summary import print_summary
+from mtl.run import Run, RunState, StageParts, summaries
+from mtl.settings import Settings
+from mtl.training import make_parts, run_stages
+
+Answer = TypeVar("Answer")
+
+
+def run_job(settings: Settings) -> Path:
+    """Trains, evaluates and exports; returns the output folder.
+
+    Raises:
+        UserError: On every rank, for whatever a user can put right.
+    """
+    settings.check()
+    accelerator = make_accelerator(settings)
+    try:
+        return _run_job(settings, Distributed(accelerator))
+    finally:
+        accelerator.end_training()  # without it gloo may abort at exit, after all work is done
+
+
+def make_accelerator(settings: Settings) -> Accelerator:
+    """Joins the process group that a launcher has announced, if any."""
+    precision: str | None = settings.options.mixed_precision
+    if precision == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        cuda = torch.cuda.is_available() and not settings.options.use_cpu
+        precision = launched or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "no")
+    if precision not in ("no", "bf16"):
+        raise UserError(f"mixed_precision={precision}: must be no or bf16. Launch with --mixed_precision bf16.")
+    accelerator = Accelerator(mixed_precision=precision, cpu=settings.options.use_cpu or None)
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        # On a machine without GPUs accelerate starts processes that do not find each other.
+        raise UserError(
+            f"The launcher announced {expected} processes, but accelerate formed a group of "
+            f"{accelerator.num_processes}. On CPUs launch with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu."
+        )
+    return accelerator
+
+
+def _run_job(settings: Settings, distributed: Distributed) -> Path:
+    start = time.monotonic()
+    options = settings.options
+    output_dir = Path(distributed.broadcast_object(str(settings.output_dir)))
+    checkpoint = on_main_first(distributed, lambda: open_output(settings, output_dir))
+    tokenizer = on_main_first(distributed, lambda: load_tokenizer(settings.model, settings.cache_dir))
+    data = on_main_first(distributed, lambda: load_data(settings, tokenizer))
+    loaded = on_main_first(distributed, lambda: load_model(settings.model, settings.cache_dir))
+    model_fingerprint = fingerprint(loaded)
+    model = distributed.accelerator.prepare_model(loaded, evaluation_mode=True)  # no wrapper: device and autocast
+    layout = settings.factories.layout(model, len(data))
+    distributed.broadcast_(parameter.data for parameter in layout.parameters())
+    check_rows(settings, layout, len(data))
+
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    if distributed.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "config.yaml").write_text(
+            yaml.safe_dump(dict(settings.config), allow_unicode=True, sort_keys=False), encoding="utf-8"
+        )
+    run = make_run(settings, distributed, output_dir, model, tokenizer, layout, data, state)
+    try:
+        base = evaluate_before(run, settings, model_fingerprint, resumed=state is not None)
+        run_stages(run, restore(run, state) if state else None)
+        finish(run, settings, base, seconds=time.monotonic() - start)
+    except BaseException:
+        if run.log:
+            run.log.close(succeeded=False)
+        raise
+    if run.log:
+        run.log.close(succeeded=True)
+    return output_dir
+
+
+def on_main_first(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
+    """Runs ``work`` on rank 0, then on the others, who find its caches; its mistake is everyone's."""
+    answer, mistake = None, None
+    if distributed.is_main:
+        try:
+            answer = work()
+        except UserError as error:
+            mistake = str(error)
+    mistake = distributed.broadcast_object(mistake)
+    if mistake is not None:
+        raise UserError(mistake)
+    return answer if distributed.is_main else work()  # type: ignore[return-value]
+
+
+def open_output(settings: Settings, folder: Path) -> Path | None:
+    """Checks that the output folder can be written to and holds no other run; finds the checkpoint to resume from."""
+    resume = settings.resume_from_checkpoint
+    holds_run = (folder / "metrics.jsonl").exists() or (folder / "results.json").exists()
+    if resume is None and holds_run:
+        raise UserError(
+            f"output_dir={folder} already holds a run. Choose another folder, or go on with "
+            "resume_from_checkpoint=auto."
+        )
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"output_dir={folder}: {existing} is a file. Choose another folder.")
+    probe = existing / f".mtl-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir={folder} can't be written to: {error.strerror}. Choose another folder.") from error
+    if resume is None:
+        return None
+    if resume == "auto":
+        return find_checkpoint(folder) if (folder / "checkpoints" / "latest").exists() else None
+    return find_checkpoint(Path(resume).expanduser())
+
+
+def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: ANN401
+    """All tasks' data, tokenized."""
+    for task in settings.tasks:
+        if task.metric != "auto":
+            check_metric(task.metric)
+    return [
+        load_task(
+            task,
+            tokenizer,
+            max_length=settings.options.max_length,
+            seed=settings.options.seed,
+            cache_dir=settings.cache_dir,
+            too_long=settings.options.too_long,
+        )
+        for task in settings.tasks
+    ]
+
+
+def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> None:
+    """Refuses surgery that has nothing to work on, and rows that would not fit."""
+    if settings.strategy["surgery"] == "Mean":
+        return
+    num_shared = sum(parameter.numel() for parameter in layout.shared_parameters())
+    if num_shared == 0 and not settings.options.allow_ineffective:
+        raise UserError(
+            f"surgery={settings.strategy['surgery']} acts on shared parameters, and this layout has none. Take "
+            "surgery=mean, a layout with a shared adapter, or allow_ineffective=true."
+        )
+    batch_size = max(stage.batch_size or settings.options.batch_size for stage in settings.stages)
+    num_rows = min(num_tasks, batch_size)
+    num_bytes = num_rows * sum(p.numel() * p.element_size() for p in layout.shared_parameters())
+    if num_bytes > settings.options.max_row_bytes:
+        raise UserError(
+            f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), over "
+            f"max_row_bytes={settings.options.max_row_bytes:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the "
+            "limit."
+        )
+
+
+def make_run(
+    settings: Settings,
+    distributed: Distributed,
+    output_dir: Path,
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    layout: AdapterLayout,
+    data: Sequence[TaskData],
+    state: dict[str, Any] | None,
+) -> Run:
+    """Puts the parts together."""
+    options = settings.options
+    packing = options.packing and packing_is_exact(model)
+    log = None
+    if distributed.is_main:
+        log = RunLog(
+            output_dir,
+            settings.config,
+            {item.task.name: None if item.task.metric == "none" else item.task.metric for item in data},
+            {item.task.name: len(item.train) for item in data},
+            resumed_at=state["run"]["step"] if state else None,
+        )
+        if options.packing and not packing:
+            log.console.warn_once("packing", "this model lets packed examples see each other; goes on with packing=false")
+        for item in data:
+            if item.num_dropped:
+                log.console.warn_once(
+                    item.task.name,
+                    f"task '{item.task.name}': {item.num_dropped} examples dropped, whose answers max_length cuts away",
+                )
+    sizes = [len(item.train) for item in data]
+    return Run(
+        options=options,
+        stages=settings.stages,
+        factories=settings.factories,
+        output_dir=output_dir,
+        distributed=distributed,
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        data=data,
+        cursors=TaskCursors(sizes, options.seed),
+        backward=Backward(
+            model,
+            layout,
+            distributed,
+            max_tokens=options.micro_batch_tokens,
+            packing=packing,
+            seed=options.seed,
+        ),
+        state=RunState(num_tasks=len(data)),
+        log=log,
+    )
+
+
+def restore(run: Run, state: dict[str, Any]) -> StageParts | None:
+    """Puts a checkpoint's state back; returns the parts of the stage it was taken in, if it was taken in one."""
+    run.state = RunState(**state["run"])
+    run.best_parameters = state["best_parameters"]
+    run.cursors.load_state_dict(state["cursors"])
+    with torch.no_grad():
+        for name, parameter in run.layout.named_parameters().items():
+            parameter.copy_(state["parameters"][name])
+    if state["parts"] is None:
+        return None
+    parts = make_parts(run)
+    for name, part_state in state["parts"].items():
+        getattr(parts, name).load_state_dict(part_state)
+    if run.log:
+        run.log.resume_stage(run.state, parts)
+    return parts
+
+
+def evaluate_before(
+    run: Run, settings: Settings, model_fingerprint: str, *, resumed: bool
+) -> list[TaskEvaluation]:
+    """The base model on validation data, from which ratios are taken, and on test data, for the results."""
+    evaluations = {}
+    for split, limit in (("val", run.options.max_eval_examples), ("test", run.options.max_test_examples)):
+        with run.work(f"before training: {split}") as progress:
+            evaluations[split] = evaluate_base(
+                run.model,
+                run.tokenizer,
+                run.layout.activate,
+                run.data,
+                split=split,
+                max_examples=limit,
+                predict=split == "test" or run.options.eval_scores,
+                distributed=run.distributed,
+                token_budget=run.options.micro_batch_tokens,
+                cache_dir=settings.cache_dir,
+                model_fingerprint=model_fingerprint,
+                dtype=f"{next(iter(run.model.parameters())).dtype} {run.distributed.accelerator.mixed_precision}",
+                progress=progress,
+            )
+    if not resumed:
+        run.state.base_validation_T = run.state.validation_T = summaries(evaluations["val"])
+        if run.log:
+            run.log.evaluation(run.state, "before training", run.names, evaluations["val"])
+    return evaluations["test"]
+
+
+def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation], seconds: float) -> None:
+    """Evaluates on test data, exports the adapters, writes results and predictions, prints the table."""
+    test = run.evaluate("test", run.options.max_test_examples, predict=True)
+    val = run.validation or run.validate()
+    peaks = run.distributed.gather(peak_memory_bytes())
+    run.state.total_seconds += seconds
+    if run.log is None:
+        run.distributed.barrier()
+        return
+    run.layout.export(run.output_dir / "adapters", run.names)
+    tasks = {}
+    for index, item in enumerate(run.data):
+        name = item.task.name
+        write_predictions(run.output_dir / "predictions", name, test[index].predictions)
+        tasks[name] = TaskResult(
+            metric=test[index].metric,
+            base={**base[index].scores, "loss": base[index].loss},
+            val={**val[index].scores, "loss": val[index].loss},
+            test={**test[index].scores, "loss": test[index].loss, "num_examples": test[index].num_examples},
+            examples_seen=run.cursors.examples_seen_T[index],
+            epochs_seen=run.cursors.epochs_seen_T[index],
+            target_tokens_seen=run.state.target_tokens_T[index],
+        )
+    cost = Cost(
+        steps=run.state.step,
+        tokens=run.state.tokens,
+        target_tokens=sum(run.state.target_tokens_T),
+        seconds=run.state.total_seconds,
+        tokens_per_second=run.state.tokens / max(run.state.training_seconds, 1e-9),
+        peak_memory_bytes=max(peaks),
+    )
+    results = Results(
+        strategy=settings.strategy,
+        seed=run.options.seed,
+        model=settings.model.name_or_path,
+        tasks=tasks,
+        cost=cost,
+    )
+    write_results(run.output_dir / "results.json", results)
+    chance = {
+        item.task.name: trivial_score(item, "test", run.options.max_test_examples) for item in run.data
+    }
+    print_summary(run.log.console.console, results, chance, run.output_dir)
+    run.distributed.barrier()

@@ -1,0 +1,247 @@
+"""Layouts: which trainable parameters exist, and which of them a task trains.
+
+A LoRA layout puts up to two kinds of adapters on every linear layer of the frozen base model:
+
+    y = W0 x + s_shared B A x + s_t B_t A_t x
+
+one *shared* adapter that all tasks train and one *private* adapter per task. ``LoraLayout`` covers the three useful
+cases by its two ranks; ``FullLayout`` trains the whole model instead.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtl.errors import UserError
+
+SHARED = "shared"
+
+
+def private_adapter(task: int) -> str:
+    """peft's name for a task's own adapter: by index, since peft forbids dots and task names are free text."""
+    return f"task{task}"
+
+
+class LoraLayout:
+    """Shared and private LoRA adapters on a frozen base model.
+
+    Args:
+        model: The base model; its linear layers are wrapped in place.
+        num_tasks: T.
+        lora_r: Rank of the adapter that every task trains; 0 for none.
+        private_lora_r: Rank of each task's own adapter; 0 for none.
+        lora_alpha: Scale of the shared adapter, ``lora_alpha / lora_r``; twice the rank if not given.
+        private_lora_alpha: The same for the private adapters.
+        lora_dropout: Dropout on the input of every adapter.
+        target_modules: Suffixes of the names of the layers that get adapters; every linear layer but the output
+            embedding if not given.
+        seed: Seeds the adapters' initial values.
+
+    Raises:
+        UserError: Both ranks are 0, or no layer has one of the names.
+    """
+
+    default_learning_rate = 2e-4
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_tasks: int,
+        *,
+        lora_r: int = 16,
+        private_lora_r: int = 0,
+        lora_alpha: float | None = None,
+        private_lora_alpha: float | None = None,
+        lora_dropout: float = 0.05,
+        target_modules: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if min(lora_r, private_lora_r) < 0 or lora_r + private_lora_r == 0:
+            raise UserError(
+                f"adapters.lora_r={lora_r}, adapters.private_lora_r={private_lora_r}: at least one rank must be "
+                "positive and none negative, or nothing is trained. Set one, or take adapters=full."
+            )
+        from peft import LoraConfig, PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        names = sorted(target_modules) if target_modules is not None else linear_layer_names(model)
+        configs = {
+            adapter: LoraConfig(
+                r=rank,
+                lora_alpha=alpha if alpha is not None else 2 * rank,  # type: ignore[arg-type]
+                lora_dropout=lora_dropout,
+                target_modules=names,
+                task_type="CAUSAL_LM",
+            )
+            for adapter, rank, alpha in [
+                (SHARED, lora_r, lora_alpha),
+                *((private_adapter(t), private_lora_r, private_lora_alpha) for t in range(num_tasks)),
+            ]
+            if rank > 0
+        }
+        rng_state = torch.get_rng_state()
+        torch.manual_seed(seed)  # peft draws the initial A from torch's global generator
+        try:
+            (first, config), *others = configs.items()
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers 5.23 by an old name whether gradient checkpointing is on.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                self.peft_model = PeftModel(model, config, adapter_name=first)
+            for adapter, config in others:
+                self.peft_model.add_adapter(adapter, config)
+        except ValueError as error:
+            raise UserError(f"adapters.target_modules={names}: {error}") from error
+        finally:
+            torch.set_rng_state(rng_state)
+        self.model = model
+        self.num_tasks = num_tasks
+        self._adapters = list(configs)
+        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._parameters = {adapter: self._parameters_of(adapter) for adapter in configs}
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)  # add_adapter leaves all but the first one frozen
+        self._set_active([])
+
+    @contextmanager
+    def activate(self, task: int | None) -> Iterator[None]:
+        """Lets ``task``'s adapters act (``None``: no adapter, the base model) until the block ends.
+
+        Run the backward inside the block too: gradient checkpointing recomputes with whatever is active by then.
+        """
+        wanted = [] if task is None else [SHARED, private_adapter(task)]
+        before = self._active
+        self._set_active([adapter for adapter in wanted if adapter in self._parameters])
+        try:
+            yield
+        finally:
+            self._set_active(before)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Parameters that every task trains."""
+        return self._parameters.get(SHARED, [])
+
+    def private_parameters(self, task: int) -> list[nn.Parameter]:
+        """Parameters that only ``task`` trains."""
+        return self._parameters.get(private_adapter(task), [])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All trainable parameters, in a fixed order."""
+        return [parameter for adapter in self._adapters for parameter in self._parameters[adapter]]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """All trainable parameters by their names in the model."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def export(self, folder: Path, task_names: Sequence[str]) -> None:
+        """Writes ``folder/<task>`` for every task, and ``folder/shared``, as standard PEFT folders.
+
+        A task's shared and private adapter are joined exactly into one of rank r_shared + r_private (peft's ``cat``).
+        """
+        for task, name in enumerate(task_names):
+            parts = [adapter for adapter in (SHARED, private_adapter(task)) if adapter in self._parameters]
+            if len(parts) == 1:
+                self._save(parts[0], folder / name)
+                continue
+            self._tuner.add_weighted_adapter(parts, [1.0, 1.0], "joined", combination_type="cat")
+            self._save("joined", folder / name)
+            self._tuner.delete_adapter("joined")
+        if SHARED in self._parameters:
+            self._save(SHARED, folder / SHARED)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)  # delete_adapter froze them
+        self._set_active([])
+
+    def _save(self, adapter: str, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = folder.parent / ".staging"  # peft writes into a subfolder named after the adapter
+        self.peft_model.save_pretrained(str(staging), selected_adapters=[adapter])
+        config_file = staging / adapter / "adapter_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])  # peft holds a set: its order differs between runs
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        (staging / adapter).rename(folder)
+        shutil.rmtree(staging)
+
+    @property
+    def _tuner(self) -> Any:
+        return self.peft_model.base_model
+
+    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        return [parameter for name, parameter in self.model.named_parameters() if f".{adapter}." in f"{name}."]
+
+    def _set_active(self, adapters: list[str]) -> None:
+        # peft's set_adapter would freeze every other adapter (and their Adam would then skip a step).
+        for layer in self._layers:
+            layer._active_adapter = adapters
+        self._active = adapters
+
+
+class FullLayout:
+    """Trains every parameter of the model; all of them are shared.
+
+    Args:
+        model: The model.
+        num_tasks: T.
+    """
+
+    default_learning_rate = 1e-5
+
+    def __init__(self, model: nn.Module, num_tasks: int) -> None:
+        self.model = model
+        self.num_tasks = num_tasks
+        model.requires_grad_(True)
+
+    @contextmanager
+    def activate(self, task: int | None) -> Iterator[None]:
+        """Does nothing: there is one model for all tasks."""
+        yield
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Every parameter."""
+        return list(self.model.parameters())
+
+    def private_parameters(self, task: int) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter, in a fixed order."""
+        return self.shared_parameters()
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by its name; tied ones once."""
+        return dict(self.model.named_parameters())
+
+    def export(self, folder: Path, task_names: Sequence[str]) -> None:
+        """Writes the model to ``folder.parent/model``: there are no adapters."""
+        model: Any = self.model
+        model.save_pretrained(str(folder.parent / "model"))
+
+
+def linear_layer_names(model: nn.Module) -> list[str]:
+    """The distinct last names of all linear layers but the output embedding, sorted.
+
+    Explicit names keep ``adapter_config.json`` small and stable; peft's ``all-linear`` expands to an unordered list
+    of every module.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    found = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
+    }
+    if not found:
+        raise UserError("adapters.target_modules: the model has no linear layer. Name its layers, or take adapters=full.")
+    return sorted(found)

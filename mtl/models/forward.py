@@ -1,0 +1,51 @@
+"""The one way a loss is computed: logits at target positions only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtl.data.batching import MicroBatch, stack
+from mtl.data.tokenized import TokenizedExample
+
+
+def target_nll(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+    """Negative log-likelihood of every target token of a micro-batch [nats], in the order of ``labels``.
+
+    The vocabulary projection runs at target positions only (``logits_to_keep``). ``use_cache=False`` matters: with a
+    cache transformers ignores packing silently. So does the missing attention mask, see :class:`MicroBatch`.
+    """
+    logits: Tensor = model(
+        input_ids=micro_batch.input_ids_BS,
+        position_ids=micro_batch.position_ids_BS,
+        use_cache=False,
+        logits_to_keep=micro_batch.keep_BS,
+    ).logits
+    logits = logits.view(-1, logits.shape[-1])
+    if logits.dtype in (torch.float16, torch.bfloat16):  # .float() on float64 would throw digits away
+        logits = logits.float()
+    return F.cross_entropy(logits, micro_batch.labels, reduction="none")
+
+
+@torch.no_grad()
+def packing_is_exact(model: nn.Module) -> bool:
+    """Whether the model keeps packed examples apart: it compares the losses of two examples packed and alone.
+
+    Models with recurrent layers, and attention code that ignores ``position_ids``, let neighbours leak.
+    """
+    device = next(model.parameters()).device
+    vocab_size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for length in (7, 5):
+        ids = torch.randint(vocab_size, (length,), generator=generator).numpy().astype("int32")
+        examples.append((0, TokenizedExample(ids, ids >= 0)))
+    was_training = model.training
+    model.eval()
+    try:
+        packed = target_nll(model, stack([examples]).to(device))
+        alone = torch.cat([target_nll(model, stack([[example]]).to(device)) for example in examples])
+    finally:
+        model.train(was_training)
+    return bool(torch.allclose(packed, alone, rtol=2e-2 if packed.dtype != torch.float64 else 1e-9, atol=1e-3))

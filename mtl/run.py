@@ -1,0 +1,132 @@
+"""A run: the parts the loop works with, and every number it needs to go on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.data.cursors import TaskCursors
+from mtl.data.loading import TaskData
+from mtl.distributed import Distributed
+from mtl.evaluation.evaluate import Progress, evaluate
+from mtl.evaluation.results import TaskEvaluation
+from mtl.gradients import Backward
+from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
+from mtl.reporting.run_log import RunLog
+from mtl.settings import Factories, Options
+from mtl.stages import Stage
+
+@dataclass
+class RunState:
+    """Everything that counts; a checkpoint holds it whole. Indices of tasks are the run's, not a stage's."""
+
+    num_tasks: int
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    stage_tasks: list[int] | None = None
+    tokens: int = 0
+    training_seconds: float = 0.0
+    total_seconds: float = 0.0
+    examples_seen_T: list[int] = field(default_factory=list)
+    target_tokens_T: list[int] = field(default_factory=list)
+    base_validation_T: list[dict[str, float]] = field(default_factory=list)
+    validation_T: list[dict[str, float]] = field(default_factory=list)
+    best_value: float | None = None
+    best_stage_step: int = 0
+    num_bad_evaluations: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.examples_seen_T = self.examples_seen_T or [0] * self.num_tasks
+        self.target_tokens_T = self.target_tokens_T or [0] * self.num_tasks
+
+    @property
+    def loss_ratios_T(self) -> list[float]:
+        """Newest validation loss over that of the base model, of each task."""
+        pairs = zip(self.validation_T, self.base_validation_T, strict=True)
+        return [now["loss"] / base["loss"] for now, base in pairs]
+
+
+@dataclass
+class StageParts:
+    """What lives as long as one stage. Strategies number its tasks from 0; ``tasks`` gives the run's indices."""
+
+    stage: Stage
+    tasks: list[int]
+    num_steps: int
+    batch_size: int
+    sampler: TaskSampler
+    weighter: LossWeighter
+    surgery: GradientSurgery
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    evaluation_steps: frozenset[int]
+
+
+@dataclass
+class Run:
+    """The parts of a run. ``log`` is ``None`` on all ranks but the first.
+
+    ``best_parameters`` are those of the stage's best evaluation so far, if early stopping is on; ``validation`` is the
+    newest validation in full, of the parameters as they are.
+    """
+
+    options: Options
+    stages: Sequence[Stage]
+    factories: Factories
+    output_dir: Path
+    distributed: Distributed
+    model: Any
+    tokenizer: Any
+    layout: AdapterLayout
+    data: Sequence[TaskData]
+    cursors: TaskCursors
+    backward: Backward
+    state: RunState
+    log: RunLog | None
+    best_parameters: Mapping[str, Tensor] | None = None
+    validation: list[TaskEvaluation] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the run's tasks."""
+        return [data.task.name for data in self.data]
+
+    def work(self, label: str) -> AbstractContextManager[Progress | None]:
+        """A progress bar on rank 0, nothing elsewhere."""
+        return self.log.work(label) if self.log else nullcontext()
+
+    def evaluate(self, split: str, max_examples: int | None, *, predict: bool) -> list[TaskEvaluation]:
+        """Evaluates all tasks, each with its own adapters; identical on every rank."""
+        with self.work(f"evaluating {split}") as progress:
+            return evaluate(
+                self.model,
+                self.tokenizer,
+                self.layout.activate,
+                self.data,
+                split=split,
+                max_examples=max_examples,
+                predict=predict,
+                distributed=self.distributed,
+                token_budget=self.options.micro_batch_tokens,
+                progress=progress,
+            )
+
+    def validate(self) -> list[TaskEvaluation]:
+        """Evaluates on validation data and keeps the result as the newest."""
+        self.validation = self.evaluate("val", self.options.max_eval_examples, predict=self.options.eval_scores)
+        self.state.validation_T = summaries(self.validation)
+        return self.validation
+
+
+def summaries(evaluations: Sequence[TaskEvaluation]) -> list[dict[str, float]]:
+    """Loss and, where there is one, score of each task: what strategies see of an evaluation."""
+    return [{"loss": item.loss} | ({} if item.score is None else {"score": item.score}) for item in evaluations]

@@ -1,0 +1,158 @@
+"""What a run is told, checked before anything is loaded; plain dataclasses, no config library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.errors import UserError
+from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
+from mtl.models.load import ModelSettings
+from mtl.stages import Stage
+from mtl.tasks import Task
+
+CHOICES = {
+    "share": ("sampled", "equal", "tokens"),
+    "too_long": ("error", "drop"),
+    "mixed_precision": ("auto", "no", "bf16"),
+}
+POSITIVE = (
+    "num_epochs",
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "max_grad_norm",
+    "max_row_bytes",
+    "max_length",
+    "micro_batch_tokens",
+    "evals_per_stage",
+    "eval_steps",
+    "max_eval_examples",
+    "max_test_examples",
+    "early_stopping_patience",
+    "save_total_limit",
+)
+NEEDS_PROVIDED = frozenset({"losses", "gramian"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plain values of a run; each is a key of ``conf/train.yaml``, which documents it.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    seed: int
+    num_epochs: float
+    max_steps: int | None
+    batch_size: int
+    learning_rate: float | None
+    warmup_ratio: float
+    max_grad_norm: float | None
+    share: str
+    allow_ineffective: bool
+    max_row_bytes: float
+    max_length: int
+    too_long: str
+    micro_batch_tokens: int
+    packing: bool
+    mixed_precision: str
+    use_cpu: bool
+    evals_per_stage: int
+    eval_steps: int | None
+    eval_scores: bool
+    max_eval_examples: int | None
+    max_test_examples: int | None
+    early_stopping_patience: int | None
+    save_total_limit: int
+
+    def __post_init__(self) -> None:
+        for key in POSITIVE:
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"{key}={value}: must be above 0.")
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise UserError(f"{key}={getattr(self, key)}: must be one of {', '.join(choices)}.")
+        if not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"warmup_ratio={self.warmup_ratio}: must be a share of the steps, at least 0 and below 1.")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: must not be negative.")
+
+
+@dataclass(frozen=True)
+class Factories:
+    """Makes the parts of a run from what only the run knows.
+
+    ``sampler`` takes sizes and names of a stage's tasks, ``weighter`` their names, ``scheduler`` the optimizer, the
+    warm-up steps and all steps, ``layout`` the model and the number of tasks.
+    """
+
+    layout: Callable[[nn.Module, int], AdapterLayout]
+    sampler: Callable[[Sequence[int], Sequence[str]], TaskSampler]
+    weighter: Callable[[Sequence[str]], LossWeighter]
+    surgery: Callable[[], GradientSurgery]
+    optimizer: Callable[[list[nn.Parameter], float], Optimizer]
+    scheduler: Callable[[Optimizer, int, int], LRScheduler]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole run.
+
+    Args:
+        options: The plain values.
+        model: Which model.
+        tasks: What to learn.
+        stages: In which order.
+        factories: By what means.
+        output_dir: Where everything goes.
+        cache_dir: Where what other runs can use goes.
+        resume_from_checkpoint: A run folder, a checkpoint, or ``auto``.
+        config: The resolved config as plain data, to be saved and shown.
+        strategy: The levers' short names, such as ``{"sampler": "Temperature"}``.
+    """
+
+    options: Options
+    model: ModelSettings
+    tasks: Sequence[Task]
+    stages: Sequence[Stage]
+    factories: Factories
+    output_dir: Path
+    cache_dir: Path
+    resume_from_checkpoint: str | None
+    config: Mapping[str, Any]
+    strategy: Mapping[str, str]
+
+    def check(self) -> None:
+        """Refuses what can be known to fail, or to do nothing, before data and model are loaded.
+
+        Raises:
+            UserError: Names the option, the rule and the remedy.
+        """
+        if not self.tasks:
+            raise UserError("tasks: there is none. Take tasks=[sentiment,g2p] or give your own: tasks.mine.path=...")
+        names = [task.name for task in self.tasks]
+        for stage in self.stages:
+            stage.check_tasks(names)
+        sampler = self.factories.sampler([1] * len(names), names)
+        assert len(sampler.probabilities) == len(names)
+        weighter = self.factories.weighter(names)
+        if not weighter.needs <= NEEDS_PROVIDED:
+            raise UserError(
+                f"weighter={self.strategy['weighter']}: needs {sorted(weighter.needs - NEEDS_PROVIDED)} before the "
+                "weights are known, which the loop does not compute. Take another weighter."
+            )
+        effect = self.factories.surgery().weights_act
+        if effect in ("no", "reversed") and self.strategy["weighter"] != "Equal" and not self.options.allow_ineffective:
+            raise UserError(
+                f"surgery={self.strategy['surgery']} with weighter={self.strategy['weighter']}: loss weights act "
+                f"through it: {effect}. Take weighter=equal, another surgery, or allow_ineffective=true."
+            )

@@ -1,0 +1,41 @@
+"""The distribution ``mtl-sft``: the package ``mtl``, the command ``mtl`` and its configs.
+
+``conf/`` stands at the top of the repository for people to read and is installed as the package ``mtl.conf``.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mtl-sft",
+    version="0.1.0",
+    description="Fine-tune one language model on many tasks at once so that every task ends up good",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",  # hydra-core 1.3 does not start on 3.14
+    packages=[*find_packages(include=["mtl", "mtl.*"]), "mtl.conf"],
+    package_dir={"mtl": "mtl", "mtl.conf": "conf"},
+    package_data={"mtl": ["tasks/suite/*", "tasks/suite/*/*"], "mtl.conf": ["*.yaml", "*/*.yaml"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.20,<6",
+        "peft>=0.21,<0.22",
+        "accelerate>=1.15,<2",
+        "datasets>=5,<6",
+        "hydra-core>=1.3.8,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "numpy>=2",
+        "tensorboard>=2.20",
+        "safetensors>=0.5",
+        "gguf>=0.17",
+        "rich>=14",
+        "scikit-learn>=1.5",
+        "sacrebleu>=2.5",
+        "rouge-score>=0.1.2",
+        "jiwer>=4",
+    ],
+    extras_require={"test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy"]},
+    entry_points={"console_scripts": ["mtl=mtl.cli:main"]},
+)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from mtl.evaluation.results import Prediction
+from mtl.reporting.tensorboard import MAX_COSINE_TASKS, MAX_TASKS, TensorBoardLog, flatten
+
+NAMES = ["情感 😀 (v1.0)", "b c", "d"]
+METRICS: dict[str, str | None] = {NAMES[0]: "accuracy", NAMES[1]: "bleu", NAMES[2]: None}
+
+
+def step(number: int, names: list[str] = NAMES) -> dict[str, Any]:
+    value = float(number)
+    numbers = {name: value + place for place, name in enumerate(names)}
+    return {
+        "step": number,
+        "stage": "joint",
+        "loss": numbers,
+        "objective": value,
+        "p": numbers,
+        "lambda": numbers,
+        "w": numbers,
+        "grad_norm": value,
+        "grad_norm_task": numbers,
+        "cosines": {f"{a}|{b}": 0.5 for place, a in enumerate(names) for b in names[place + 1 :]},
+        "learning_rate": 0.25,
+    }
+
+
+EVALUATION = {
+    "step": 2,
+    "stage": "joint",
+    "eval": {
+        NAMES[0]: {"accuracy": 0.5, "loss": 1.0},
+        NAMES[1]: {"bleu": 0.25, "loss": 2.0},
+        NAMES[2]: {"loss": 3.0},
+    },
+    "mean": {"accuracy": 0.5, "bleu": 0.25, "score": 0.375, "loss_ratio": 0.75},
+}
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_tags_and_values(tmp_path: Path) -> None:
+    log = TensorBoardLog(tmp_path, {"learning_rate": 0.25}, METRICS)
+    log.add_step(step(1))
+    log.add_step(step(2) | {"w": None, "loss": {NAMES[0]: 7.0}})
+    log.add_evaluation(EVALUATION)
+    log.add_timing({"step": 2, "tokens_per_second": 210.5})
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    per_task = ["train/loss", "eval/loss", "sampler/prob", "weight", "surgery/coefficient", "grad/norm"]
+    expected = {f"{tag}/{name}" for tag in per_task for name in NAMES}
+    expected |= {f"eval/accuracy/{NAMES[0]}", f"eval/bleu/{NAMES[1]}"}
+    expected |= {f"eval/{metric}/mean" for metric in ("accuracy", "bleu", "score", "loss_ratio")}
+    expected |= {f"grad/cosine/{NAMES[a]}|{NAMES[b]}" for a, b in ((0, 1), (0, 2), (1, 2))}
+    expected |= {"optim/lr", "grad/norm", "time/tokens_per_second"}
+    assert set(events.Tags()["scalars"]) == expected
+
+    def series(tag: str) -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in events.Scalars(tag)]
+
+    assert series(f"train/loss/{NAMES[0]}") == [(1, 1.0), (2, 7.0)]
+    assert series("train/loss/d") == [(1, 3.0)]  # absent from step 2
+    assert series("surgery/coefficient/b c") == [(1, 2.0)]
+    assert series("eval/loss_ratio/mean") == [(2, 0.75)]
+    assert series("time/tokens_per_second") == [(2, 210.5)]
+    assert len(list(tmp_path.iterdir())) == 1  # one run, one file
+
+
+def test_overlays_find_the_tags_of_all_tasks(tmp_path: Path) -> None:
+    log = TensorBoardLog(tmp_path, {}, METRICS)
+    log.add_step(step(1))
+    log.add_evaluation(EVALUATION)
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    found = {
+        chart.title: [tag for tag in events.Tags()["scalars"] if any(re.match(p, tag) for p in chart.multiline.tag)]
+        for chart in layout.category[0].chart
+    }
+    assert found["train/loss"] == [f"train/loss/{name}" for name in NAMES]
+    assert found["grad/norm"] == [f"grad/norm/{name}" for name in NAMES]
+    assert sorted(found["eval/bleu"]) == ["eval/bleu/b c", "eval/bleu/mean"]
+    assert all(found.values())
+
+
+def hparams(folder: Path, tag: str) -> Any:
+    content = read(folder).PluginTagToContent("hparams")
+    return plugin_data_pb2.HParamsPluginData.FromString(content[tag]) if tag in content else None
+
+
+def test_hyperparameters_stand_in_the_run_itself(tmp_path: Path) -> None:
+    config = {"seed": 3, "sampler": {"name": "温", "cap": None}, "bf16": True, "betas": [0.9, 0.999]}
+    log = TensorBoardLog(tmp_path, config, METRICS)
+    log.close(succeeded=True)
+    start = hparams(tmp_path, "_hparams_/session_start_info").session_start_info.hparams
+    assert start["seed"].number_value == 3
+    assert {key: start[key].string_value for key in ("sampler.name", "sampler.cap", "bf16", "betas")} == {
+        "sampler.name": "温",
+        "sampler.cap": "null",
+        "bf16": "true",
+        "betas": "[0.9, 0.999]",
+    }
+    experiment = hparams(tmp_path, "_hparams_/experiment").experiment
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert metrics[:2] == ["eval/score/mean", "eval/loss_ratio/mean"]
+    assert {"eval/loss/d", f"eval/accuracy/{NAMES[0]}"} < set(metrics)
+    assert hparams(tmp_path, "_hparams_/session_end_info") is not None
+
+
+def test_a_failed_run_stays_unfinished(tmp_path: Path) -> None:
+    TensorBoardLog(tmp_path, {"seed": 1}, METRICS).close(succeeded=False)
+    assert hparams(tmp_path, "_hparams_/session_end_info") is None
+
+
+def test_resuming_hides_what_came_after(tmp_path: Path) -> None:
+    log = TensorBoardLog(tmp_path, {}, METRICS)
+    for number in range(1, 6):
+        log.add_step(step(number))
+    log.close(succeeded=False)
+    resumed = TensorBoardLog(tmp_path, {}, METRICS, resumed_at=3)
+    resumed.add_step(step(4) | {"grad_norm": 40.0})
+    resumed.close(succeeded=True)
+    shown = [(event.step, event.value) for event in read(tmp_path).Scalars("grad/norm")]
+    assert shown == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_many_tasks_are_limited(tmp_path: Path) -> None:
+    names = [f"t{number}" for number in range(100)]
+    log = TensorBoardLog(tmp_path, {}, dict.fromkeys(names, "accuracy"))
+    log.add_step(step(1, names))
+    log.add_evaluation(EVALUATION | {"step": 1, "eval": {name: {"accuracy": 0.5, "loss": 1.0} for name in names}})
+    log.add_predictions(1, "t99", [])
+    log.close(succeeded=True)
+    tags = read(tmp_path).Tags()["scalars"]
+    for group in ("train/loss", "eval/accuracy", "eval/loss"):
+        assert sum(re.match(rf"{group}/t", tag) is not None for tag in tags) == MAX_TASKS
+    assert sum(tag.startswith("grad/cosine/") for tag in tags) == MAX_COSINE_TASKS * (MAX_COSINE_TASKS - 1) // 2
+    assert len(hparams(tmp_path, "_hparams_/experiment").experiment.metric_infos) == 2 + 2 * MAX_TASKS
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
+def test_predictions_are_a_table_of_literal_text(tmp_path: Path) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    nasty = "a|b `c` *d* _e_ <b>f</b> [g](h) \\ \n 情感 😀 \ud800"
+    log = TensorBoardLog(tmp_path, {}, METRICS)
+    rows = [Prediction(nasty, str(number), "x" * 1000, "", 1 / 3, "l") for number in range(20)]
+    log.add_predictions(5, NAMES[0], rows)
+    log.close(succeeded=True)
+    (event,) = read(tmp_path).Tensors(f"predictions/{NAMES[0]}/text_summary")
+    assert event.step == 5
+    page = markdown_to_safe_html(event.tensor_proto.string_val[0])
+    assert page.count("<tr>") == 1 + 8
+    assert page.count("<td") == 8 * 4
+    literal = "a|b `c` *d* _e_ &lt;b&gt;f&lt;/b&gt; [g](h) \\ 情感 😀 ?"
+    assert page.count(literal) == 8
+    assert "0.333" in page
+    assert "x" * 300 + "…" in page
+
+
+@pytest.mark.parametrize(
+    ("config", "flat"),
+    [
+        ({"a": {"b": {"c": 1}}, "d": 0.5}, {"a.b.c": 1, "d": 0.5}),
+        ({"a": (1, None, "情")}, {"a": '[1, null, "情"]'}),
+        ({"a": False, "b": None, "c": {}}, {"a": "false", "b": "null"}),
+        ({1: Path("x")}, {"1": "x"}),
+    ],
+)
+def test_flatten(config: dict[str, Any], flat: dict[str, Any]) -> None:
+    assert flatten(config) == flat

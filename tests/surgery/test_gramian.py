@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl.surgery import GramianSurgery, Mean, gramian
+
+MODULE = import_module("mtl.surgery.gramian")  # the package's attribute of this name is the function
+
+
+def random_rows(num_rows: int, num_parameters: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(num_rows)
+    return torch.randn(num_rows, num_parameters, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_elements", [1, 10, 7 * 30, 2**22])
+def test_is_the_product_in_float64_however_it_is_cut(
+    dtype: torch.dtype, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "CHUNK_ELEMENTS", chunk_elements)
+    rows = random_rows(7, 101, dtype)
+    found = gramian(rows)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, found.T)
+    expected = torch.tensor([[sum((a * b).tolist()) for b in rows.double()] for a in rows.double()])
+    torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found, rows.double() @ rows.double().T, rtol=1e-13, atol=1e-13)
+
+
+def test_keeps_what_float32_products_lose() -> None:
+    large = 2.0**13 + 1  # its square needs 27 bits
+    rows = torch.tensor([[large, 1.0, 0.0], [large, -large * large, 1.0]], dtype=torch.float32)
+    expected = rows.double() @ rows.double().T
+    assert torch.equal(gramian(rows), expected)
+    assert not torch.equal((rows @ rows.T).double(), expected)
+
+
+def test_converts_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "CHUNK_ELEMENTS", 64)
+    rows = random_rows(4, 1_000, torch.float32)
+    largest = 0
+    to = Tensor.to
+
+    def recording_to(tensor: Tensor, *args: object) -> Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return to(tensor, *args)
+
+    monkeypatch.setattr(Tensor, "to", recording_to)
+    gramian(rows)
+    assert 0 < largest <= 64
+
+
+def test_is_detached_and_takes_views() -> None:
+    rows = random_rows(3, 40).requires_grad_()
+    found = gramian(rows[:, ::2])
+    assert not found.requires_grad
+    torch.testing.assert_close(found, (rows[:, ::2] @ rows[:, ::2].T).detach())
+
+
+def test_no_shared_parameters_give_zeros() -> None:
+    assert torch.equal(gramian(torch.zeros(2, 0)), torch.zeros(2, 2, dtype=torch.float64))
+
+
+class Recorder(GramianSurgery):
+    weights_act = "no"
+
+    def coefficients(self, gramian_MM: Tensor, tasks: object = None) -> Tensor:
+        self.seen = gramian_MM, tasks
+        return torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_base_class_combines_in_the_type_of_the_rows(dtype: torch.dtype) -> None:
+    rows, surgery = random_rows(3, 20, dtype), Recorder()
+    combined = surgery(rows, [4, 1, 2])
+    assert combined.dtype == dtype
+    assert combined.shape == (20,)
+    torch.testing.assert_close(combined, rows[0] - 2 * rows[1] + rows[2] / 2)
+    assert torch.equal(surgery.seen[0], gramian(rows))
+    assert surgery.seen[1] == [4, 1, 2]
+
+
+def test_stateless_surgery_refuses_the_state_of_another() -> None:
+    surgery = Mean()
+    surgery.load_state_dict(surgery.state_dict())
+    with pytest.raises(ValueError, match=r"^surgery state: must be empty for Mean, found \['generator'\]; "):
+        surgery.load_state_dict({"generator": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+def test_mean_is_the_mean_row(num_rows: int) -> None:
+    rows = random_rows(num_rows, 30)
+    assert Mean().coefficients(gramian(rows)).tolist() == [1 / num_rows] * num_rows
+    torch.testing.assert_close(Mean()(rows), rows.mean(dim=0), rtol=1e-14, atol=1e-15)
+
+
+def test_mean_of_one_row_is_that_row_bitwise_and_weights_act() -> None:
+    row = random_rows(1, 30, torch.float32)
+    assert torch.equal(Mean()(row), row[0])
+    rows, weights = random_rows(3, 30), torch.tensor([[2.0], [1.0], [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(Mean()(weights * rows), (2 * rows[0] + rows[1]) / 3, rtol=1e-14, atol=1e-15)
+    assert Mean().weights_act == "yes"
