@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,24 +90,28 @@ class RunConfig:
     max_test_examples: int | None = MISSING
     early_stopping_patience: int | None = MISSING
     save_total_limit: int = MISSING
-    model: Any = MISSING
-    tasks: Any = field(default_factory=dict)
-    adapters: Any = MISSING
-    sampler: Any = MISSING
-    weighter: Any = MISSING
-    surgery: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
+    model: Any = None
+    tasks: Any = None
+    adapters: Any = None
+    sampler: Any = None
+    weighter: Any = None
+    surgery: Any = None
+    optimizer: Any = None
+    scheduler: Any = None
     stage_order: list[str] = MISSING
-    stages: Any = field(default_factory=dict)
+    stages: Any = None
     strategy: Any = None
     experiment: Any = None
 
 
 def register_schema() -> None:
-    """Makes the schema known to Hydra; tasks and stages stay open for new names from the command line."""
+    """Makes the schema known to Hydra.
+
+    Groups stay open, so that ``tasks.mine.path=...`` needs no plus sign; what they hold is checked against the
+    arguments of the class it is meant for, which can say what there is.
+    """
     schema = OmegaConf.structured(RunConfig)
-    for group in ("tasks", "stages"):
+    for group in ("tasks", "stages", "model", *GROUPS):
         schema[group] = DictConfig({}, flags={"struct": False})
     ConfigStore.instance().store("schema", node=schema)
 

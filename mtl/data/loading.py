@@ -227,7 +227,7 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is None:
         core = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     else:
-        pass  # settings of the last call, which every call sets anew, are no part of the tokenizer
+        backend.no_padding()  # settings of the last call, which every call sets anew, are no part of the tokenizer
         backend.no_truncation()
         core = backend.to_str()
     settings = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, sorted(tokenizer.all_special_tokens)]

@@ -56,8 +56,8 @@ def _carve(
     if count >= len(examples) or len(groups) < 2:
         raise UserError(
             f"Task {task.name!r} has no {SPLIT_WORDS[split]} rows, and train is too small to take {count} from: it has "
-            f"{len(examples)} rows left, with {len(groups)} different prompts. Add a {split} file or more rows, or lower "
-            f"tasks.{task.name}.{split}_size."
+            f"{len(examples)} rows left, with {len(groups)} different prompts. Add a {split} file or more rows, or "
+            f"lower tasks.{task.name}.{split}_size."
         )
     taken: set[int] = set()
     left_out: list[list[int]] = []

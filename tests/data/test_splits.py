@@ -135,6 +135,12 @@ def test_too_little_to_carve_from_is_an_error(rows: list[Example], fields: dict[
     assert "_size." in str(caught.value)
 
 
+def test_training_keeps_a_prompt_where_taking_all_would_be_nearer() -> None:
+    rows = [*examples(1, per_prompt=2), *examples(2, per_prompt=3)[3:]]
+    for seed in range(10):
+        assert split(rows, seed=seed, val_size=4, given={"test": examples(1)})["train"]
+
+
 def test_training_keeps_a_row_however_few_there_are() -> None:
     for num_prompts in range(3, 12):
         splits = split(examples(num_prompts, per_prompt=2), val_size=1, test_size=1)

@@ -95,11 +95,9 @@ def test_evaluation_needs_the_last_answer_and_training_any(tokenizer: PreTrained
 
 
 def test_options_are_encoded_for_the_kept_examples(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = encode(
-        tokenizer,
-        [question("a", options=("a", "é")), Text("x"), question("b", options=("b", "cc"))],
-        for_evaluation=True,
-    )
+    long = Conversation((Message("user", "q" * 99), Message("assistant", "d")), ("d", "e"), "val.jsonl:2")
+    examples = [question("a", options=("a", "é")), long, Text("x"), question("b", options=("b", "cc"))]
+    encoded = encode(tokenizer, examples, too_long="drop", for_evaluation=True)
     offsets = encoded.option_offsets
     spans = [encoded.option_ids[begin:end].tolist() for begin, end in pairwise(offsets)]
     assert spans == [[*text.encode(), 257] for text in ("a", "é", "b", "cc")]

@@ -155,7 +155,7 @@ def test_many_tasks_are_limited(tmp_path: Path) -> None:
 def test_predictions_are_a_table_of_literal_text(tmp_path: Path) -> None:
     from tensorboard.plugin_util import markdown_to_safe_html
 
-    nasty = "a|b `c` *d* _e_ <b>f</b> [g](h) \\ \n 情感 😀 \ud800"
+    nasty = "a|b `c` *d* _e_ <em>f</em> [g](h) \\ \n 情感 😀 \ud800"
     log = TensorBoardLog(tmp_path, {}, METRICS)
     rows = [Prediction(nasty, str(number), "x" * 1000, "", 1 / 3, "l") for number in range(20)]
     log.add_predictions(5, NAMES[0], rows)
@@ -165,7 +165,7 @@ def test_predictions_are_a_table_of_literal_text(tmp_path: Path) -> None:
     page = markdown_to_safe_html(event.tensor_proto.string_val[0])
     assert page.count("<tr>") == 1 + 8
     assert page.count("<td") == 8 * 4
-    literal = "a|b `c` *d* _e_ &lt;b&gt;f&lt;/b&gt; [g](h) \\ 情感 😀 ?"
+    literal = "a|b `c` *d* _e_ &lt;em&gt;f&lt;/em&gt; [g](h) \\ 情感 😀 ?"
     assert page.count(literal) == 8
     assert "0.333" in page
     assert "x" * 300 + "…" in page

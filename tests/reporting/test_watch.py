@@ -85,8 +85,8 @@ def test_one_example_in_a_window_is_not_starved() -> None:
 
 def test_a_task_outside_of_the_stage_is_not_starved() -> None:
     first = [record(p=("a", "b"), counts={"a": 1, "b": 1})] * 60
-    second = [record(p=("b",), counts={"b": 1}, stage="weak")] * 300
-    short = [record(p=("a", "b"), counts={"a": 1}, stage="last")] * 99
+    second = [record(p=("b",), counts={"b": 1}, stage="weak")] * 139
+    short = [record(p=("a", "b"), counts={"b": 1}, stage="last")] * 99
     assert warnings(first + second + short) == []
 
 

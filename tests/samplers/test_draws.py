@@ -91,6 +91,12 @@ def test_task_of_probability_zero_is_never_drawn_even_when_owed() -> None:
     assert DeficitDraws(3).counts([0.0, 1.0, 0.0], 9) == [0, 9, 0]
 
 
+def test_a_task_is_found_when_those_that_are_owed_may_not_be_drawn() -> None:
+    draws = DeficitDraws(3)
+    draws.load_state_dict({"order": [1, 0, 2], "deficits": [-0.375, -0.375, 0.75]})
+    assert draws.counts([0.5, 0.5, 0.0], 1) == [0, 1, 0]  # both would have 0.125, less than q = 0.25
+
+
 def test_denormal_probability_neither_warns_nor_breaks() -> None:
     assert DeficitDraws(3).counts([5e-324, 0.5, 0.5], 100) == [0, 50, 50]
 

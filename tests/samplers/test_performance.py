@@ -113,6 +113,13 @@ def test_loss_ratio_refers_to_the_evaluation_before_training() -> None:
     np.testing.assert_allclose(sampler.probabilities, np.array([1, 2, 5]) / 8, rtol=1e-14)
 
 
+def test_an_evaluation_during_training_is_no_reference() -> None:
+    sampler = Performance([1, 1], signal="loss_ratio", floor=0.0)
+    sampler.update(trained({0: 2.0}, validation={1: {"loss": 8.0}}))
+    sampler.update(trained({1: 2.0}))
+    np.testing.assert_allclose(sampler.probabilities, [0.5, 0.5], rtol=1e-14)
+
+
 def test_constant_loss_has_ratio_1_from_the_first_step_on() -> None:
     sampler = Performance([1, 1], signal="loss_ratio", floor=0.0, smoothing=0.99)
     for _ in range(5):

