@@ -75,7 +75,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             expected = manifest["files"][name]
             file = folder / name
             if file.stat().st_size != expected["size"] or sha256(file) != expected["sha256"]:
-                raise UserError(f"{file} is damaged: its size or sha256 is not that of manifest.json. Resume from an older checkpoint.")
+                raise UserError(
+                    f"{file} is damaged: its size or sha256 is not that of manifest.json. Resume from an older "
+                    "checkpoint."
+                )
         tensors = load_file(folder / "tensors.safetensors")
         state = unpack(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
     except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
@@ -91,7 +94,9 @@ def find_checkpoint(path: Path) -> Path:
             return folder
         if (folder / LATEST).is_file():
             return folder / (folder / LATEST).read_text(encoding="utf-8").strip()
-    raise UserError(f"resume_from_checkpoint={path}: no checkpoint there. Give a run folder or one of its checkpoints/step-*.")
+    raise UserError(
+        f"resume_from_checkpoint={path}: no checkpoint there. Give a run folder or one of its checkpoints/step-*."
+    )
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401

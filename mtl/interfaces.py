@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -97,3 +98,7 @@ class AdapterLayout(Protocol):
     def private_parameters(self, task: int) -> list[nn.Parameter]: ...
 
     def parameters(self) -> list[nn.Parameter]: ...
+
+    def named_parameters(self) -> dict[str, nn.Parameter]: ...  # the same ones, by their names in the model
+
+    def export(self, folder: Path, task_names: Sequence[str]) -> None: ...  # what a user deploys

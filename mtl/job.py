@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,6 @@ from mtl.distributed import Distributed
 from mtl.errors import UserError
 from mtl.evaluation.base_cache import evaluate_base
 from mtl.evaluation.evaluate import trivial_score
-from mtl.evaluation.metrics import check_metric
 from mtl.evaluation.results import TaskEvaluation
 from mtl.gradients import Backward
 from mtl.interfaces import AdapterLayout
@@ -72,9 +72,34 @@ def make_accelerator(settings: Settings) -> Accelerator:
 
 def _run_job(settings: Settings, distributed: Distributed) -> Path:
     start = time.monotonic()
-    options = settings.options
+    prepared = prepare(settings, distributed)
+    run = prepared.run
+    try:
+        base = evaluate_before(prepared, settings)
+        run_stages(run, restore(run, prepared.checkpoint) if prepared.checkpoint else None)
+        finish(run, settings, base, seconds=time.monotonic() - start)
+    except BaseException:
+        if run.log:
+            run.log.close(succeeded=False)
+        raise
+    if run.log:
+        run.log.close(succeeded=True)
+    return run.output_dir
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin, or to take a checkpoint's state, and the hash of its base model."""
+
+    run: Run
+    checkpoint: dict[str, Any] | None
+    model_fingerprint: str
+
+
+def prepare(settings: Settings, distributed: Distributed) -> Prepared:
+    """Loads data, model and checkpoint, and puts the parts together; writes nothing before all of it is found good."""
     output_dir = Path(distributed.broadcast_object(str(settings.output_dir)))
-    checkpoint = on_main_first(distributed, lambda: open_output(settings, output_dir))
+    checkpoint_folder = on_main_first(distributed, lambda: open_output(settings, output_dir))
     tokenizer = on_main_first(distributed, lambda: load_tokenizer(settings.model, settings.cache_dir))
     data = on_main_first(distributed, lambda: load_data(settings, tokenizer))
     loaded = on_main_first(distributed, lambda: load_model(settings.model, settings.cache_dir))
@@ -83,25 +108,36 @@ def _run_job(settings: Settings, distributed: Distributed) -> Path:
     layout = settings.factories.layout(model, len(data))
     distributed.broadcast_(parameter.data for parameter in layout.parameters())
     check_rows(settings, layout, len(data))
-
-    state = load_checkpoint(checkpoint) if checkpoint else None
+    packing = settings.options.packing and packing_is_exact(model)
+    checkpoint = load_checkpoint(checkpoint_folder) if checkpoint_folder else None
+    log = None
     if distributed.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(
             yaml.safe_dump(dict(settings.config), allow_unicode=True, sort_keys=False), encoding="utf-8"
         )
-    run = make_run(settings, distributed, output_dir, model, tokenizer, layout, data, state)
-    try:
-        base = evaluate_before(run, settings, model_fingerprint, resumed=state is not None)
-        run_stages(run, restore(run, state) if state else None)
-        finish(run, settings, base, seconds=time.monotonic() - start)
-    except BaseException:
-        if run.log:
-            run.log.close(succeeded=False)
-        raise
-    if run.log:
-        run.log.close(succeeded=True)
-    return output_dir
+        log = open_log(settings, output_dir, data, checkpoint)
+        if settings.options.packing and not packing:
+            log.warn("this model lets packed examples see each other; packing is switched off")
+    options = settings.options
+    run = Run(
+        options=options,
+        stages=settings.stages,
+        factories=settings.factories,
+        output_dir=output_dir,
+        distributed=distributed,
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        data=data,
+        cursors=TaskCursors([len(item.train) for item in data], options.seed),
+        backward=Backward(
+            model, layout, distributed, max_tokens=options.micro_batch_tokens, packing=packing, seed=options.seed
+        ),
+        state=RunState(num_tasks=len(data)),
+        log=log,
+    )
+    return Prepared(run, checkpoint, model_fingerprint)
 
 
 def on_main_first(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
@@ -145,9 +181,6 @@ def open_output(settings: Settings, folder: Path) -> Path | None:
 
 def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: ANN401
     """All tasks' data, tokenized."""
-    for task in settings.tasks:
-        if task.metric != "auto":
-            check_metric(task.metric)
     return [
         load_task(
             task,
@@ -175,66 +208,30 @@ def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> Non
     num_rows = min(num_tasks, batch_size)
     num_bytes = num_rows * sum(p.numel() * p.element_size() for p in layout.shared_parameters())
     if num_bytes > settings.options.max_row_bytes:
+        limit = settings.options.max_row_bytes
         raise UserError(
             f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), over "
-            f"max_row_bytes={settings.options.max_row_bytes:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the "
-            "limit."
+            f"max_row_bytes={limit:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the limit."
         )
 
 
-def make_run(
-    settings: Settings,
-    distributed: Distributed,
-    output_dir: Path,
-    model: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
-    layout: AdapterLayout,
-    data: Sequence[TaskData],
-    state: dict[str, Any] | None,
-) -> Run:
-    """Puts the parts together."""
-    options = settings.options
-    packing = options.packing and packing_is_exact(model)
-    log = None
-    if distributed.is_main:
-        log = RunLog(
-            output_dir,
-            settings.config,
-            {item.task.name: None if item.task.metric == "none" else item.task.metric for item in data},
-            {item.task.name: len(item.train) for item in data},
-            resumed_at=state["run"]["step"] if state else None,
-        )
-        if options.packing and not packing:
-            log.console.warn_once("packing", "this model lets packed examples see each other; goes on with packing=false")
-        for item in data:
-            if item.num_dropped:
-                log.console.warn_once(
-                    item.task.name,
-                    f"task '{item.task.name}': {item.num_dropped} examples dropped, whose answers max_length cuts away",
-                )
-    sizes = [len(item.train) for item in data]
-    return Run(
-        options=options,
-        stages=settings.stages,
-        factories=settings.factories,
-        output_dir=output_dir,
-        distributed=distributed,
-        model=model,
-        tokenizer=tokenizer,
-        layout=layout,
-        data=data,
-        cursors=TaskCursors(sizes, options.seed),
-        backward=Backward(
-            model,
-            layout,
-            distributed,
-            max_tokens=options.micro_batch_tokens,
-            packing=packing,
-            seed=options.seed,
-        ),
-        state=RunState(num_tasks=len(data)),
-        log=log,
+def open_log(
+    settings: Settings, folder: Path, data: Sequence[TaskData], checkpoint: Mapping[str, Any] | None
+) -> RunLog:
+    """The run's reports; records after the checkpoint's step are dropped."""
+    log = RunLog(
+        folder,
+        settings.config,
+        {item.task.name: None if item.task.metric == "none" else item.task.metric for item in data},
+        {item.task.name: len(item.train) for item in data},
+        resumed_at=checkpoint["run"]["step"] if checkpoint else None,
     )
+    for item in data:
+        if item.num_dropped:
+            log.warn(
+                f"task '{item.task.name}': {item.num_dropped} examples dropped, whose answers max_length cuts away"
+            )
+    return log
 
 
 def restore(run: Run, state: dict[str, Any]) -> StageParts | None:
@@ -255,10 +252,9 @@ def restore(run: Run, state: dict[str, Any]) -> StageParts | None:
     return parts
 
 
-def evaluate_before(
-    run: Run, settings: Settings, model_fingerprint: str, *, resumed: bool
-) -> list[TaskEvaluation]:
+def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluation]:
     """The base model on validation data, from which ratios are taken, and on test data, for the results."""
+    run = prepared.run
     evaluations = {}
     for split, limit in (("val", run.options.max_eval_examples), ("test", run.options.max_test_examples)):
         with run.work(f"before training: {split}") as progress:
@@ -273,11 +269,11 @@ def evaluate_before(
                 distributed=run.distributed,
                 token_budget=run.options.micro_batch_tokens,
                 cache_dir=settings.cache_dir,
-                model_fingerprint=model_fingerprint,
+                model_fingerprint=prepared.model_fingerprint,
                 dtype=f"{next(iter(run.model.parameters())).dtype} {run.distributed.accelerator.mixed_precision}",
                 progress=progress,
             )
-    if not resumed:
+    if prepared.checkpoint is None:
         run.state.base_validation_T = run.state.validation_T = summaries(evaluations["val"])
         if run.log:
             run.log.evaluation(run.state, "before training", run.names, evaluations["val"])
@@ -323,8 +319,6 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation], seconds
         cost=cost,
     )
     write_results(run.output_dir / "results.json", results)
-    chance = {
-        item.task.name: trivial_score(item, "test", run.options.max_test_examples) for item in run.data
-    }
+    chance = {item.task.name: trivial_score(item, "test", run.options.max_test_examples) for item in run.data}
     print_summary(run.log.console.console, results, chance, run.output_dir)
     run.distributed.barrier()

@@ -23,6 +23,7 @@ from mtl.reporting.run_log import RunLog
 from mtl.settings import Factories, Options
 from mtl.stages import Stage
 
+
 @dataclass
 class RunState:
     """Everything that counts; a checkpoint holds it whole. Indices of tasks are the run's, not a stage's."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.errors import UserError
+from mtl.evaluation.metrics import check_metric
 from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
 from mtl.models.load import ModelSettings
 from mtl.stages import Stage
@@ -140,6 +141,9 @@ class Settings:
         if not self.tasks:
             raise UserError("tasks: there is none. Take tasks=[sentiment,g2p] or give your own: tasks.mine.path=...")
         names = [task.name for task in self.tasks]
+        for task in self.tasks:
+            if task.metric != "auto":
+                check_metric(task.metric)
         for stage in self.stages:
             stage.check_tasks(names)
         sampler = self.factories.sampler([1] * len(names), names)

@@ -149,7 +149,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         coefficients_M = combine_rows(parts, gradients, gramian_MM, scale_M, tasks)
     attach_gradients(run, gradients)
 
-    learning_rate = parts.scheduler.get_last_lr()[0]
+    learning_rate = float(parts.scheduler.get_last_lr()[0])
     max_norm = float("inf") if run.options.max_grad_norm is None else run.options.max_grad_norm
     grad_norm = nn.utils.clip_grad_norm_(run.layout.parameters(), max_norm)
     parts.optimizer.step()

@@ -91,7 +91,7 @@ class Batch:
             packing: Put several short examples in one row, after each other.
             mix_tasks: Allow several tasks in one micro-batch. Where tasks have adapters or rows of their own, not.
         """
-        groups = [self.examples] if mix_tasks else [self._of_task(task) for task in np.flatnonzero(self.counts_T)]
+        groups = [self.examples] if mix_tasks else [self._of_task(int(task)) for task in np.flatnonzero(self.counts_T)]
         for group in groups:
             rows = fill_rows(group, packing=packing)
             rows.sort(key=lambda row: -row_length(row))

@@ -173,7 +173,7 @@ class LoraLayout:
         shutil.rmtree(staging)
 
     @property
-    def _tuner(self) -> Any:
+    def _tuner(self) -> Any:  # noqa: ANN401 - peft types it as a plain module
         return self.peft_model.base_model
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
@@ -243,5 +243,7 @@ def linear_layer_names(model: nn.Module) -> list[str]:
         if isinstance(module, (nn.Linear, Conv1D)) and module is not output
     }
     if not found:
-        raise UserError("adapters.target_modules: the model has no linear layer. Name its layers, or take adapters=full.")
+        raise UserError(
+            "adapters.target_modules: the model has no linear layer. Name its layers, or take adapters=full."
+        )
     return sorted(found)

@@ -94,7 +94,7 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        answer: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=settings.torch_dtype,
             attn_implementation=settings.attn_implementation,
@@ -107,6 +107,7 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
             f"model.name_or_path={settings.name_or_path} can't be loaded ({_first_line(error)}). Give a hub id, a "
             ".gguf file, or a folder with config.json and *.safetensors."
         ) from error
+    model, info = answer
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(

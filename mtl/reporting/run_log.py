@@ -32,7 +32,7 @@ class RunLog:
         config: The resolved config, shown as hyperparameters.
         metrics: Every task's metric by its name, ``None`` where there is only a loss.
         sizes: Training examples of each task, by name.
-        resumed_at: The step that a resumed run goes on from; later records are dropped.
+        resumed_at: The step that a resumed run goes on from; records after it are dropped.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class RunLog:
     ) -> None:
         self._metrics_file = JsonLines(folder / "metrics.jsonl")
         self._timings_file = JsonLines(folder / "timings.jsonl")
-        if resumed_at is not None:
-            self._metrics_file.truncate_after(resumed_at)
-            self._timings_file.truncate_after(resumed_at)
+        for file in (self._metrics_file, self._timings_file):
+            # Without a checkpoint nothing stands, not even what a run wrote that was interrupted before its first one.
+            file.truncate_after(-1 if resumed_at is None else resumed_at)
         self.console = RunConsole()
         self._tensorboard = TensorBoardLog(folder / "tensorboard", config, metrics, resumed_at=resumed_at)
         self._watch = RunWatch()
@@ -109,7 +109,7 @@ class RunLog:
         self.console.step(float(outcome.losses_M.mean()), speed)
         epochs = {name: seen / self._sizes[name] for name, seen in zip(names, state.examples_seen_T, strict=True)}
         for warning in self._watch.observe(record, epochs):
-            self.console.warn_once(warning, warning)
+            self.warn(warning)
 
     def evaluation(
         self, state: RunState, stage: str, names: Sequence[str], evaluations: Sequence[TaskEvaluation]
@@ -136,6 +136,10 @@ class RunLog:
     def work(self, label: str) -> AbstractContextManager[Callable[[str, int, int], None]]:
         """A progress bar for other work."""
         return self.console.work(label)
+
+    def warn(self, message: str) -> None:
+        """Prints a warning, once."""
+        self.console.warn_once(message, message)
 
     def say(self, line: str) -> None:
         """Prints one line."""

@@ -86,14 +86,23 @@ def test_token_budget_does_not_change_the_result(model, tokenizer, tasks, alone,
 def test_ranks_do_not_change_the_result_and_all_get_it(build_model, tokenizer, tasks, alone, no_adapters):
     plain = evaluate(build_model("llama"), tokenizer, no_adapters, tasks, distributed=alone, **SETTINGS)
     models = [build_model("llama") for _ in range(4)]
+    calls = [[] for _ in range(4)]
     split = on_ranks(
         4,
         lambda rank, distributed: evaluate(
-            models[rank], tokenizer, no_adapters, tasks, distributed=distributed, **SETTINGS
+            models[rank],
+            tokenizer,
+            no_adapters,
+            tasks,
+            distributed=distributed,
+            progress=lambda *call: calls[rank].append(call),
+            **SETTINGS,
         ),
     )
     assert split[0] == [approximately(evaluation) for evaluation in plain]
     assert all(result == split[0] for result in split)
+    # Seven examples, each once for its loss and once for its answer, are shared out.
+    assert [max(done for name, done, _ in rank if name == "translate") for rank in calls] == [4, 4, 4, 2]
 
 
 def test_order_of_the_examples_does_not_change_the_loss(model, tokenizer, tasks, alone, no_adapters):
@@ -127,13 +136,15 @@ def test_likelihood_takes_the_option_that_the_whole_model_prefers(model, tokeniz
         assert prediction.prediction == LABELS[int(np.argmax(likelihoods))]
 
 
-def test_a_model_that_says_nothing_is_wrong_everywhere(model, tokenizer, make_data, rows, encode, alone, no_adapters):
-    [end] = encode("<|end|>")
-    model.lm_head.weight.data.zero_()
+@pytest.mark.parametrize("token", ["<|end|>", "<|user|>"])
+def test_a_model_that_says_nothing_is_wrong_everywhere(
+    model, tokenizer, make_data, rows, encode, alone, no_adapters, token
+):
+    [only] = encode(token)
     model.lm_head = torch.nn.Linear(32, model.config.vocab_size, dtype=torch.float64)
     torch.nn.init.zeros_(model.lm_head.weight)
     with torch.no_grad():
-        model.lm_head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(end), model.config.vocab_size))
+        model.lm_head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(only), model.config.vocab_size))
     for metric in ("exact_match", "chrf", "entity_f1", "phoneme_accuracy", "rougeL"):
         [evaluation] = evaluate(
             model, tokenizer, no_adapters, [make_data(rows, metric=metric)], distributed=alone, **SETTINGS

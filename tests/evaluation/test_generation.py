@@ -44,6 +44,12 @@ def test_batched_equals_one_by_one(any_model, prompts, token_budget):
     assert sum(done) == len(prompts)
 
 
+def test_the_budget_counts_the_answers(model):
+    done = []
+    generate_answers(model, [[5] * 8] * 4, max_new_tokens=12, stops=(), token_budget=40, on_batch=done.append)
+    assert done == [2, 2]
+
+
 def test_stops_at_any_stop_token_and_leaves_it_out(model, prompts):
     with evaluating(model):
         free = [greedy(model, prompt, 12) for prompt in prompts]
