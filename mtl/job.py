@@ -210,8 +210,8 @@ def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> Non
     if num_bytes > settings.options.max_row_bytes:
         limit = settings.options.max_row_bytes
         raise UserError(
-            f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), over "
-            f"max_row_bytes={limit:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the limit."
+            f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), "
+            f"over max_row_bytes={limit:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the limit."
         )
 
 

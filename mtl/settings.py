@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mtl.construct import Maker, build
 from mtl.errors import UserError
 from mtl.evaluation.metrics import check_metric
 from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
-from mtl.models.load import ModelSettings
+from mtl.models.load import ModelSettings, default_cache_dir
 from mtl.stages import Stage
-from mtl.tasks import Task
+from mtl.tasks import Task, check_task_names
 
 CHOICES = {
     "share": ("sampled", "equal", "tokens"),
@@ -77,8 +80,8 @@ class Options:
     def __post_init__(self) -> None:
         for key in POSITIVE:
             value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise UserError(f"{key}={value}: must be above 0.")
+            if value is not None and not value > 0:  # nan, too
+                raise UserError(f"{key}={value}: must be above 0. Correct the value.")
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise UserError(f"{key}={getattr(self, key)}: must be one of {', '.join(choices)}.")
@@ -142,8 +145,11 @@ class Settings:
             raise UserError("tasks: there is none. Take tasks=[sentiment,g2p] or give your own: tasks.mine.path=...")
         names = [task.name for task in self.tasks]
         for task in self.tasks:
-            if task.metric != "auto":
-                check_metric(task.metric)
+            try:
+                if task.metric != "auto":
+                    check_metric(task.metric)
+            except UserError as error:
+                raise UserError(f"tasks.{task.name}.metric: {error}") from error
         for stage in self.stages:
             stage.check_tasks(names)
         sampler = self.factories.sampler([1] * len(names), names)
@@ -154,9 +160,61 @@ class Settings:
                 f"weighter={self.strategy['weighter']}: needs {sorted(weighter.needs - NEEDS_PROVIDED)} before the "
                 "weights are known, which the loop does not compute. Take another weighter."
             )
+        optimizer = self.factories.optimizer([nn.Parameter(torch.zeros(1))], 1e-3)
+        self.factories.scheduler(optimizer, 1, 2)
         effect = self.factories.surgery().weights_act
         if effect in ("no", "reversed") and self.strategy["weighter"] != "Equal" and not self.options.allow_ineffective:
             raise UserError(
                 f"surgery={self.strategy['surgery']} with weighter={self.strategy['weighter']}: loss weights act "
                 f"through it: {effect}. Take weighter=equal, another surgery, or allow_ineffective=true."
             )
+
+
+def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: Path) -> Settings:
+    """Turns a config into settings and checks them.
+
+    Args:
+        config: The resolved config as plain data.
+        makers: Of adapters, sampler, weighter, surgery, optimizer and scheduler.
+        folder: Output folder where the config names none.
+
+    Raises:
+        UserError: A key is unknown to what it is meant for, or a value breaks a rule.
+    """
+    output_dir = Path(config["output_dir"]).expanduser() if config["output_dir"] else folder
+    cache_dir = Path(config["cache_dir"]).expanduser() if config["cache_dir"] else default_cache_dir()
+    options = Options(**{key: config[key] for key in inspect.signature(Options).parameters})
+    tasks = [build(Task, f"tasks.{name}", values, name=name) for name, values in (config["tasks"] or {}).items()]
+    check_task_names([task.name for task in tasks])
+    known_stages, order = config["stages"] or {}, config["stage_order"]
+    if not order:
+        raise UserError("stage_order: is empty. Name at least one of the stages.")
+    for name in order:
+        if name not in known_stages:
+            raise UserError(f"stage_order: {name} is not in stages, which has {', '.join(known_stages)}. Correct one.")
+    seed = options.seed
+    factories = Factories(
+        layout=lambda model, num_tasks: makers["adapters"](model=model, num_tasks=num_tasks, seed=seed),
+        sampler=lambda sizes, names: makers["sampler"](sizes=sizes, names=names, seed=seed),
+        weighter=lambda names: makers["weighter"](num_tasks=len(names), names=names, seed=seed),
+        surgery=lambda: makers["surgery"](seed=seed),
+        optimizer=lambda params, lr: makers["optimizer"](params=params, lr=lr),
+        scheduler=lambda optimizer, warmup, total: makers["scheduler"](
+            optimizer=optimizer, num_warmup_steps=warmup, num_training_steps=total
+        ),
+    )
+    strategy = {group: makers[group].name for group in ("sampler", "weighter", "surgery", "adapters")}
+    settings = Settings(
+        options=options,
+        model=build(ModelSettings, "model", config["model"]),
+        tasks=tasks,
+        stages=[build(Stage, f"stages.{name}", known_stages[name], name=name) for name in order],
+        factories=factories,
+        output_dir=output_dir,
+        cache_dir=cache_dir,
+        resume_from_checkpoint=config["resume_from_checkpoint"],
+        config={**config, "output_dir": str(output_dir)},
+        strategy={**strategy, "stages": "+".join(order)},
+    )
+    settings.check()
+    return settings

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import inspect
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
@@ -20,12 +19,18 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import MarkedYAMLError, YAMLError
 
+from mtl.construct import Maker, did_you_mean
 from mtl.errors import UserError
+from mtl.overrides import escape, unescape
+
+if TYPE_CHECKING:
+    from mtl.settings import Settings
 
 USAGE = """usage: mtl train [options] [overrides]
 
@@ -34,6 +39,7 @@ model, LoRA shared and per task.
 
 options:
   -m, --multirun          a sweep: every combination of comma-separated values, such as strategy=pcgrad,uncertainty
+  --config FILE           the config.yaml that a run has left, to run it again: add output_dir=... and what shall differ
   --config-dir DIR        a folder of your own configs, searched beside the package's
   --cfg                   print the resulting config and stop
   --debug                 show tracebacks of mistakes, too
@@ -50,14 +56,15 @@ overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the f
 
 on several processes: accelerate launch -m mtl.train [overrides]
 """
-GROUPS = {
-    "adapters": ("model", "num_tasks"),
-    "sampler": ("sizes",),
-    "weighter": (),
-    "surgery": (),
-    "optimizer": ("params",),
-    "scheduler": ("optimizer",),
+SUPPLIED = {  # by group: the constructor arguments that are the run's to give
+    "adapters": ("model", "num_tasks", "seed"),
+    "sampler": ("sizes", "names", "seed"),
+    "weighter": ("num_tasks", "names", "seed"),
+    "surgery": ("seed",),
+    "optimizer": ("params", "lr"),
+    "scheduler": ("optimizer", "num_warmup_steps", "num_training_steps"),
 }
+TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 @dataclass
@@ -100,20 +107,19 @@ class RunConfig:
     scheduler: Any = None
     stage_order: list[str] = MISSING
     stages: Any = None
-    strategy: Any = None
-    experiment: Any = None
 
 
-def register_schema() -> None:
-    """Makes the schema known to Hydra.
+def schema() -> DictConfig:
+    """The types of the top, over groups that are open.
 
-    Groups stay open, so that ``tasks.mine.path=...`` needs no plus sign; what they hold is checked against the
-    arguments of the class it is meant for, which can say what there is.
+    Open, so that ``tasks.mine.path=...`` needs no plus sign; what groups hold is checked against the arguments of the
+    class it is meant for, which can say what there is.
     """
-    schema = OmegaConf.structured(RunConfig)
-    for group in ("tasks", "stages", "model", *GROUPS):
-        schema[group] = DictConfig({}, flags={"struct": False})
-    ConfigStore.instance().store("schema", node=schema)
+    config = OmegaConf.structured(RunConfig)
+    for group in ("tasks", "stages", "model", *SUPPLIED):
+        config[group] = DictConfig({}, flags={"struct": False})
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def config_dir() -> Path:
@@ -125,55 +131,118 @@ def config_dir() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``mtl train`` and returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="mtl train", add_help=False)
+    parser = argparse.ArgumentParser(prog="mtl train", add_help=False, allow_abbrev=False, exit_on_error=False)
     for flags in (("-h", "--help"), ("-m", "--multirun"), ("--cfg",), ("--debug",)):
         parser.add_argument(*flags, action="store_true")
+    parser.add_argument("--config")
     parser.add_argument("--config-dir")
     parser.add_argument("overrides", nargs="*")
-    arguments, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    if arguments.help:
-        print(USAGE, end="")
-        return 0
-    if unknown:
-        return report(UserError(f"Unknown option {unknown[0]}. See mtl train --help."), debug=arguments.debug)
-    register_schema()
+    debug = False
     try:
-        if arguments.multirun:
-            return sweep(arguments)
-        config = composed(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print(OmegaConf.to_yaml(config), end="")
+        arguments, unknown = parser.parse_known_intermixed_args(sys.argv[1:] if argv is None else argv)
+        debug = arguments.debug
+        if arguments.help:
+            print(USAGE, end="")
             return 0
-        return job(config, default_folder("outputs"), debug=arguments.debug)
+        if unknown:
+            raise UserError(f"Unknown option {unknown[0]}. See mtl train --help.")
+        return run_or_sweep(arguments)
+    except argparse.ArgumentError as error:
+        return report(UserError(f"{error}. See mtl train --help."), debug=debug)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        return report(error, debug=arguments.debug)
+        return report(error, debug=debug)
 
 
-def default_folder(kind: str) -> Path:
-    """A folder named by the time."""
-    return Path(kind) / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+def run_or_sweep(arguments: argparse.Namespace) -> int:
+    """Does what the arguments say."""
+    arguments.overrides = [parsable(override) for override in arguments.overrides]
+    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
+        raise UserError(
+            f"--config-dir={arguments.config_dir}: must be a folder. Give the folder that holds your configs."
+        )
+    if arguments.multirun:
+        return sweep(arguments)
+    config = composed(arguments.overrides, arguments.config_dir, arguments.config)
+    if arguments.cfg:
+        print(OmegaConf.to_yaml(config), end="")
+        return 0
+    return job(config, Path("outputs") / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"), debug=arguments.debug)
 
 
-def composed(overrides: Sequence[str], own_configs: str | None) -> DictConfig:
-    """The config that the overrides give."""
+def parsable(override: str) -> str:
+    """The override, escaped if it holds characters that Hydra does not know."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return escape(override)
+    return override
+
+
+def composed(overrides: Sequence[str], own_configs: str | None = None, run_config: str | None = None) -> DictConfig:
+    """The config that the overrides give, over ``conf/train.yaml`` or over the ``config.yaml`` of a run.
+
+    Raises:
+        UserError: A choice or a key does not exist.
+    """
+    ConfigStore.instance().store("schema", node=schema())
     searched = [f"hydra.searchpath=[{Path(own_configs).resolve().as_uri()}]"] if own_configs else []
-    if own_configs and not Path(own_configs).is_dir():
-        raise UserError(f"--config-dir={own_configs}: must be a folder. Give the folder that holds your configs.")
+    if run_config:
+        if not Path(run_config).is_file():
+            raise UserError(f"--config={run_config}: must be a file. Give the config.yaml of a run.")
+        node = OmegaConf.load(run_config)
+        if not isinstance(node, DictConfig):
+            raise UserError(f"--config={run_config}: must hold a mapping. Give the config.yaml of a run.")
+        ConfigStore.instance().store("run", node={"defaults": ["schema", "_self_"], **node})
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", overrides=[*searched, *overrides])
+        try:
+            config = compose("run" if run_config else "train", overrides=[*searched, *overrides])
+        except MissingConfigException as error:
+            group, _, name = (error.missing_cfg_file or "").rpartition("/")
+            choices = GlobalHydra.instance().config_loader().get_group_options(group)
+            own = " For your own data: tasks=none tasks.mine.path=..." if group == "tasks" else ""
+            raise UserError(
+                f"{group}={name}: there is no such choice.{did_you_mean(name, choices)} "
+                f"There are: {', '.join(choices)}.{own}"
+            ) from error
+        except ValueError as error:
+            if isinstance(error, OmegaConfBaseException):
+                raise
+            # Hydra's own, where a group is set to something else than a choice
+            raise UserError(f"{' '.join(overrides)}: {error}. Correct the overrides; see mtl train --help.") from error
+    return completed(config)
+
+
+def completed(config: DictConfig) -> DictConfig:
+    """A composed config with escaped characters put back and every key of the schema in place."""
+    answer = OmegaConf.merge(schema(), unescape(OmegaConf.to_container(config)))
+    assert isinstance(answer, DictConfig)
+    return answer
 
 
 def job(config: DictConfig, folder: Path, *, debug: bool) -> int:
-    """Runs one job; a failure is reported and becomes the exit code, so that a sweep goes on."""
+    """Runs one job; a mistake is reported and becomes the exit code, so that a sweep goes on."""
     try:
-        settings = settings_from(config, folder)
-        from mtl.job import run_job
+        from mtl.job import run_job  # needs torch, which takes its time
 
-        run_job(settings)
+        run_job(settings_of(config, folder))
     except (UserError, OmegaConfBaseException) as error:
         return report(error, debug=debug)
     return 0
+
+
+def settings_of(config: DictConfig, folder: Path) -> Settings:
+    """The settings that a config means; ``folder`` is for the output where the config names none.
+
+    Raises:
+        UserError: A value breaks a rule.
+    """
+    from mtl.settings import settings_from
+
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    names = list(plain["tasks"] or {})
+    makers = {group: maker(group, config[group], names) for group in SUPPLIED}
+    return settings_from(plain, makers, folder)
 
 
 def report(error: Exception, *, debug: bool) -> int:
@@ -181,20 +250,38 @@ def report(error: Exception, *, debug: bool) -> int:
     if os.environ.get("RANK", "0") == "0":
         if debug:
             traceback.print_exception(error)
-        print(f"mtl: error: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"mtl: error: {unescape(' '.join(explained(error).split()))}", file=sys.stderr, flush=True)
     return 2
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error of ours, of Hydra or of OmegaConf, in one line."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    parts = [str(error)]
-    cause = error.__cause__
-    if cause is not None and str(cause).splitlines()[0] not in parts[0]:
-        parts.append(str(cause).splitlines()[0])
-    text = " ".join(" ".join(parts).split())
-    return text.replace("To append to your config use +", "The option does not exist; see mtl train --cfg. Given: ")
+def explained(error: Exception) -> str:
+    """The message of an error of ours, of Hydra, OmegaConf or YAML, as place, rule, value found and remedy."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: must be of the form key=value. Put a value with commas, colons or brackets in quotes "
+            "within quotes: \"key='a, b'\"."
+        )
+    cause = (error.__cause__ or error.__context__ or error) if isinstance(error, HydraException) else error
+    file = re.match(r"In '(.+)': \w+ raised while composing", str(error))
+    place = f"{file[1]}.yaml: " if file else ""
+    first_line = (str(cause).splitlines() or [type(cause).__name__])[0]
+    match cause:
+        case ConfigKeyError(key="strategy" | "experiment") | ConfigAttributeError(key="strategy" | "experiment"):
+            return f"{place}sets keys of its own folder only. Put '# @package _global_' in its first line."
+        case ConfigKeyError() | ConfigAttributeError():
+            known = [key for key in cause.parent_node or () if key != "hydra"]
+            nearest = did_you_mean(str(cause.key), known)
+            return f"{place}{cause.full_key}: there is no such option.{nearest} All of them: mtl train --cfg."
+        case ValidationError() if kind := re.search(r"could not be converted to (\w+)", first_line):
+            rule = TYPE_NAMES.get(kind[1], kind[1])
+            return f"{place}{cause.full_key}={cause.value}: must be {rule}. Correct the value."
+        case ValidationError() if "not Optional" in first_line:
+            return f"{place}{cause.full_key}=null: must have a value. Leave it out for the default."
+        case OmegaConfBaseException():
+            return f"{place}{cause.full_key}: {first_line}. Correct the value."
+        case MarkedYAMLError(problem_mark=mark) if mark:
+            return f"{mark.name}:{mark.line + 1}: {cause.problem}. Correct the file."
+    return str(error)
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -204,7 +291,10 @@ def sweep(arguments: argparse.Namespace) -> int:
             "A sweep can't run inside accelerate launch: each process would sweep on its own and mix up the jobs. "
             f"Run: mtl train -m {' '.join(arguments.overrides)}"
         )
+    if arguments.config:
+        raise UserError("-m and --config: a sweep starts from conf/train.yaml. Give what differs from it as overrides.")
     overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+    check_sweep(overrides, arguments.config_dir)
     fixed = [item.key_or_group for item in overrides if not item.is_sweep_override()]
     named_by = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"  # folders named by what varies
     own_configs = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
@@ -212,7 +302,12 @@ def sweep(arguments: argparse.Namespace) -> int:
 
     @hydra_main(config_path=str(config_dir()), config_name="train", version_base="1.3")
     def run_one(config: DictConfig) -> None:
-        codes.append(job(config, Path(HydraConfig.get().runtime.output_dir), debug=arguments.debug))
+        try:
+            code = job(completed(config), Path(HydraConfig.get().runtime.output_dir), debug=arguments.debug)
+        except Exception:  # a defect or a full disk, say; the other jobs still run
+            traceback.print_exc()
+            code = 1
+        codes.append(code)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's own errors come to us instead of ending the process
     sys.argv = ["mtl train", "-m", *own_configs, *arguments.overrides, named_by]
@@ -223,119 +318,39 @@ def sweep(arguments: argparse.Namespace) -> int:
     return max(codes, default=0)
 
 
-def settings_from(config: DictConfig, folder: Path) -> Any:  # noqa: ANN401 - imported late: it needs torch
-    """Turns a config into settings.
+def check_sweep(overrides: Sequence[Override], own_configs: str | None) -> None:
+    """Refuses a key or a choice that does not exist before anything is written or run, one value at a time."""
+    values = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [item.input_line or ""]
+        for item in overrides
+    ]
+    first = [options[0] for options in values]
+    composed(first, own_configs)
+    for position, options in enumerate(values):
+        for option in options[1:]:
+            composed([*first[:position], option, *first[position + 1 :]], own_configs)
+
+
+def maker(group: str, node: DictConfig | None, names: Sequence[str]) -> Maker:
+    """Makes a group's maker from its ``_target_`` and options.
 
     Raises:
-        UserError: A key is unknown to what it is meant for, or a value breaks a rule.
+        UserError: There is no such class, or it has no such option.
     """
-    from mtl.models.load import ModelSettings, default_cache_dir
-    from mtl.settings import Factories, Options, Settings
-    from mtl.stages import Stage
-    from mtl.tasks import Task, check_task_names
+    from hydra.utils import instantiate
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    output_dir = Path(plain["output_dir"]).expanduser() if plain["output_dir"] else folder
-    cache_dir = Path(plain["cache_dir"]).expanduser() if plain["cache_dir"] else default_cache_dir()
-    plain["output_dir"] = str(output_dir)
-    options = Options(**{key: plain[key] for key in inspect.signature(Options).parameters})
-    tasks = [
-        build(Task, f"tasks.{name}", {**(values or {}), "name": name}) for name, values in (plain["tasks"] or {}).items()
-    ]
-    check_task_names([task.name for task in tasks])
-    names = [task.name for task in tasks]
-    unknown = [name for name in plain["stage_order"] if name not in plain["stages"]]
-    if unknown:
-        raise UserError(f"stage_order: {unknown[0]} is not in stages, which has {', '.join(plain['stages'])}.")
-    stages = [build(Stage, f"stages.{name}", {**plain["stages"][name], "name": name}) for name in plain["stage_order"]]
-    makers = {group: Maker(group, config[group], names) for group in GROUPS}
-    seed = options.seed
-    factories = Factories(
-        layout=lambda model, num_tasks: makers["adapters"](model=model, num_tasks=num_tasks, seed=seed),
-        sampler=lambda sizes, names: makers["sampler"](sizes=sizes, names=names, seed=seed),
-        weighter=lambda names: makers["weighter"](num_tasks=len(names), names=names, seed=seed),
-        surgery=lambda: makers["surgery"](seed=seed),
-        optimizer=lambda params, lr: makers["optimizer"](params=params, lr=lr),
-        scheduler=lambda optimizer, warmup, total: makers["scheduler"](
-            optimizer=optimizer, num_warmup_steps=warmup, num_training_steps=total
-        ),
-    )
-    strategy = {group: makers[group].name for group in ("sampler", "weighter", "surgery", "adapters")}
-    settings = Settings(
-        options=options,
-        model=build(ModelSettings, "model", plain["model"]),
-        tasks=tasks,
-        stages=stages,
-        factories=factories,
-        output_dir=output_dir,
-        cache_dir=cache_dir,
-        resume_from_checkpoint=plain["resume_from_checkpoint"],
-        config=plain,
-        strategy={**strategy, "stages": "+".join(plain["stage_order"])},
-    )
-    settings.check()
-    return settings
-
-
-class Maker:
-    """Makes objects of one group from its ``_target_``, its options, and what the run supplies.
-
-    The run's values go to the constructor arguments of those names, and to no others, so that a class takes what it
-    needs. Options that map task names to values are cut to the tasks at hand: a stage may have some of them only.
-
-    Args:
-        group: Place in the config, for messages.
-        node: The group's config.
-        names: The run's tasks.
-    """
-
-    def __init__(self, group: str, node: DictConfig, names: Sequence[str]) -> None:
-        from hydra.utils import instantiate
-
-        self._group = group
-        self._all_names = set(names)
-        try:
-            partial = instantiate(node, _partial_=True, _convert_="all")
-        except HydraException as error:
-            cause = error.__cause__ or error
-            raise UserError(f"{group}._target_={node.get('_target_')}: {str(cause).splitlines()[0]}") from error
-        if not isinstance(partial, functools.partial):
-            raise UserError(f"{group}: must be a class with its options. Take one of the files of conf/{group}.")
-        self._make: Callable[..., Any] = partial.func
-        self._options: dict[str, Any] = dict(partial.keywords)
-        self.name: str = getattr(partial.func, "__name__", str(partial.func))
-        self._accepted = inspect.signature(partial.func).parameters
-        unknown = [key for key in self._options if key not in self._accepted]
-        if unknown:
-            known = [key for key in self._accepted if key not in ("sizes", "names", "num_tasks", "seed", *GROUPS[group])]
-            raise UserError(f"{group}.{unknown[0]}: {self.name} has no such option. It has: {', '.join(known) or 'none'}.")
-
-    def __call__(self, **supplied: Any) -> Any:  # noqa: ANN401
-        options = dict(self._options)
-        if "names" in supplied:
-            for key, value in options.items():
-                if isinstance(value, Mapping) and value and value.keys() <= self._all_names:
-                    options[key] = {name: item for name, item in value.items() if name in supplied["names"]}
-        supplied = {key: value for key, value in supplied.items() if key in self._accepted}
-        try:
-            return self._make(**supplied, **options)
-        except UserError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self._group}.{error}") from error
-
-
-def build(kind: type[Any], place: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """Makes a dataclass from a mapping; an unknown or missing key becomes a clear line."""
-    known = inspect.signature(kind).parameters
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        options = ", ".join(key for key in known if key != "name")
-        raise UserError(f"{place}.{unknown[0]}: no such option. There are: {options}.")
-    missing = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in values]
-    if missing:
-        raise UserError(f"{place}.{missing[0]} must be given.")
-    return kind(**values)
+    if not node or "_target_" not in node:
+        raise UserError(f"{group}: must be a class with its options. Take one of the files of conf/{group}.")
+    try:
+        partial = instantiate(node, _partial_=True, _convert_="all")
+    except HydraException as error:
+        raise UserError(
+            f"{group}._target_={node['_target_']}: {error.__cause__ or error} Name a class as module.Class, with the "
+            "module's folder on PYTHONPATH."
+        ) from error
+    return Maker(group, partial, SUPPLIED[group], names)
 
 
 if __name__ == "__main__":

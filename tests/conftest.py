@@ -49,6 +49,8 @@ def tiny_model(dtype=torch.float64, seed=0):
     """A Llama of two layers and 258 tokens (the bytes and two markers), with weights large enough to matter."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from mtl.models.precision import keep_float64
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258,
@@ -63,7 +65,10 @@ def tiny_model(dtype=torch.float64, seed=0):
         eos_token_id=1,
         pad_token_id=1,
     )
-    return LlamaForCausalLM(config).to(dtype).eval()
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    if dtype == torch.float64:
+        keep_float64(model)
+    return model
 
 
 @pytest.fixture(scope="session")

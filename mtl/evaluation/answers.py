@@ -55,8 +55,6 @@ def _match(text: str, pattern: str | None) -> str | None:
 
 
 def _mentioned_option(answer: str, options: Sequence[str]) -> str:
-    if answer in options:
-        return answer
     text = normalize(answer)
     mentioned = [(name, option) for option in options if _mentions(text, name := normalize(option))]
     # "more or less" mentions "less" too; the longer option is meant.

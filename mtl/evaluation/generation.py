@@ -54,7 +54,7 @@ def generate_answers(
     """
     from transformers import GenerationConfig
 
-    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
+    greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(stops) or None,
@@ -83,7 +83,7 @@ def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:

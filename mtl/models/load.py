@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mtl.errors import UserError
+from mtl.models.precision import keep_float64
 
 PACKAGE_PREFIX = "package:"
 DTYPES = ("auto", "float32", "bfloat16", "float64")
@@ -47,6 +48,9 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"model.dtype={self.dtype}: must be one of {', '.join(DTYPES)}.")
+        if self.dtype == "float64" and self.gradient_checkpointing:
+            # The backward would recompute outside of keep_float64.
+            raise UserError("model.dtype=float64 with model.gradient_checkpointing=true: not both. Switch one off.")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -114,6 +118,8 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
             f"model.name_or_path={settings.name_or_path} lacks {len(missing)} weights, {missing[0]} first; they would "
             "start at random. Give a folder that holds all of them."
         )
+    if settings.torch_dtype == torch.float64:
+        keep_float64(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loaded: nn.Module = model

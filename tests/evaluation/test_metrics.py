@@ -27,7 +27,8 @@ def test_accuracy_and_macro_f1_of_labels():
 
 
 def test_options_are_compared_exactly_and_free_answers_leniently():
-    assert score_answers("accuracy", ["apple"], ["Apple"], [("apple", "Apple")]).corpus["accuracy"] == 0
+    options = [("apple", "Apple")] * 2
+    assert score_answers("accuracy", ["apple", "Apple"], ["Apple", "apple"], options).corpus["accuracy"] == 0
     assert score_answers("accuracy", ["apple."], ["Apple"]).corpus == {"accuracy": 1}
 
 
@@ -118,6 +119,7 @@ def test_rouge_is_the_librarys_on_ascii(metric):
         ("été à Nîmes", "été à Paris", 2 / 3),
         ("我爱北京", "我爱上海", 0.5),
         ("e\u0301te\u0301", "été", 1),
+        ("étude", "étage", 0),
         ("。", "？", 0),  # noqa: RUF001
     ],
 )

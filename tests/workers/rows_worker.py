@@ -13,6 +13,7 @@ from mtl.data.tokenized import TokenizedExample
 from mtl.distributed import Distributed
 from mtl.gradients import Backward
 from mtl.models import LoraLayout
+from mtl.models.precision import keep_float64
 
 TASKS = 4
 
@@ -34,6 +35,7 @@ def main(model_folder, output):
     accelerator = Accelerator(cpu=True)
     distributed = Distributed(accelerator)
     model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    keep_float64(model)
     layout = LoraLayout(model, TASKS, lora_r=3, private_lora_r=2, lora_dropout=0.0)
     torch.manual_seed(distributed.rank)  # ranks start apart on purpose; the broadcast must bring them together
     with torch.no_grad():

@@ -1,0 +1,242 @@
+"""The loop: shares and weights act, absent tasks are absent, the two paths agree, stages and early stopping."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mtl.distributed import Distributed
+from mtl.job import evaluate_before, make_accelerator, prepare
+from mtl.run import RunState
+from mtl.stages import Stage, evaluation_steps
+from mtl.surgery import GramianSurgery
+from mtl.train import composed, settings_of
+from mtl.training import begin_stage, end_stage, run_stages, track_best, training_step
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, tiny_folder, make_task):
+    """Makes a run up to its first step, in float64 and without dropout."""
+    monkeypatch.setenv("MTL_CACHE", str(tmp_path / "cache"))
+    sizes = {"one": 12, "two": 30, "three": 60}
+    paths = {
+        name: make_task(name, [{"prompt": f"{name} {i}", "completion": "ab" * (1 + i % 4)} for i in range(size)])
+        for name, size in sizes.items()
+    }
+
+    def make(*overrides, folder="run"):
+        config = composed(
+            [
+                *(f"model.name_or_path={tiny_folder}", "model.dtype=float64", "tasks=none"),
+                *(f"tasks.{name}.path={path}" for name, path in paths.items()),
+                *(() if "adapters=full" in overrides else ("adapters.lora_dropout=0",)),
+                *("batch_size=6", "learning_rate=1e-3", "eval_scores=false"),
+                *("max_eval_examples=3", "max_test_examples=3", "max_steps=4", "warmup_ratio=0"),
+                *overrides,
+            ]
+        )
+        settings = settings_of(config, tmp_path / folder)
+        made = prepare(settings, Distributed(make_accelerator(settings)))
+        evaluate_before(made, settings)
+        return made.run
+
+    return make
+
+
+def flat(parameters):
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+class MeanByRows(GramianSurgery):
+    """The mean, but not recognised as such, so that the loop computes rows."""
+
+    weights_act = "yes"
+
+    def coefficients(self, gramian_MM, tasks=None):
+        return torch.full((len(gramian_MM),), 1 / len(gramian_MM), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layout", ["shared", "shared_and_per_task", "full"])
+@pytest.mark.parametrize("share", ["sampled", "equal", "tokens"])
+def test_the_two_paths_agree(prepared, layout, share):
+    overrides = [f"adapters={layout}", f"share={share}", "weighter=uncertainty"]
+    outcomes = []
+    for index, surgery in enumerate((None, MeanByRows())):
+        run = prepared(*overrides, folder=f"run{index}")
+        parts = begin_stage(run)
+        parts.surgery = surgery or parts.surgery
+        steps = [training_step(run, parts) for _ in range(4)]
+        assert (steps[0].gramian_MM is None) == (surgery is None)
+        outcomes.append((flat(run.layout.parameters()), torch.stack([s.weights_T for s in steps]), steps))
+    (mixed, mixed_weights, mixed_steps), (apart, apart_weights, apart_steps) = outcomes
+    assert relative(apart, mixed) < 1e-9
+    assert torch.allclose(apart_weights, mixed_weights, rtol=1e-12)
+    for a, b in zip(mixed_steps, apart_steps, strict=True):
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-9)
+        assert torch.allclose(a.losses_M, b.losses_M, rtol=1e-9, atol=0)
+
+
+def applied_gradient(run, parts):
+    """The shared gradient that the next step's optimizer would see."""
+    seen = {}
+    parts.optimizer.register_step_pre_hook(
+        lambda *_: seen.update(g=flat([p.grad for p in run.layout.shared_parameters()]))
+    )
+    outcome = training_step(run, parts)
+    return seen["g"], outcome
+
+
+@pytest.mark.parametrize("surgery", ["mean", "pcgrad"])
+def test_a_weight_of_two_doubles_the_row_even_of_a_task_alone_in_the_step(prepared, surgery):
+    gradients = []
+    for index, weight in enumerate((1.0, 2.0)):
+        run = prepared(
+            *("batch_size=1", "sampler=equal", "weighter=static", f"weighter.weights.one={weight}"),
+            *(f"surgery={surgery}", "max_grad_norm=null", "stages.joint.tasks=[one]"),
+            folder=f"run{index}",
+        )
+        gradient, outcome = applied_gradient(run, begin_stage(run))
+        assert list(outcome.tasks) == [0]
+        gradients.append(gradient)
+    assert torch.equal(gradients[1], 2 * gradients[0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize(("share", "expected"), [("sampled", 0.1), ("equal", 0.5)])
+def test_the_share_of_a_small_task_is_what_it_says_at_every_batch_size(prepared, batch_size, share, expected):
+    """Dividing by the present tasks' total would give 0.10 at batch size 1 and 0.5 only at large ones."""
+    from mtl.samplers.draws import FixedMixture
+
+    run = prepared(f"batch_size={batch_size}", f"share={share}", "stages.joint.tasks=[one,two]")
+    parts = begin_stage(run)
+    sampler = FixedMixture(torch.tensor([0.1, 0.9], dtype=torch.float64).numpy(), seed=0)
+
+    from mtl.training import draw_batch, shares
+
+    total = 0.0
+    for _ in range(2000 // batch_size):
+        batch = draw_batch(run, parts, sampler.counts(batch_size))
+        tasks = [t for t in (0, 1) if batch.counts_T[parts.tasks[t]] > 0]
+        share_M = shares(share, batch, parts, tasks, sampler.probabilities)
+        total += float(share_M[tasks.index(0)]) if 0 in tasks else 0.0
+    assert total / (2000 // batch_size) == pytest.approx(expected, abs=0.01)
+
+
+def test_an_absent_task_keeps_adapter_moments_and_weight_bitwise(prepared):
+    run = prepared("weighter=uncertainty", "surgery=pcgrad", "sampler=equal", "batch_size=6")
+    parts = begin_stage(run)
+    training_step(run, parts)
+    private = run.layout.private_parameters(1)
+
+    def snapshot():
+        moments = [value.clone() for p in private for value in parts.optimizer.state[p].values()]
+        weighter = {key: value[1].clone() for key, value in parts.weighter.state_dict().items()}
+        return flat(private), moments, weighter
+
+    before = snapshot()
+    parts.sampler.counts = lambda num_examples: [3, 0, 3]
+    for _ in range(5):
+        outcome = training_step(run, parts)
+        assert list(outcome.tasks) == [0, 2]
+        assert outcome.coefficients_M.shape == (2,)
+    after = snapshot()
+    assert torch.equal(before[0], after[0])
+    assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    assert all(torch.equal(before[2][key], after[2][key]) for key in before[2])
+
+
+def test_surgery_of_conflicting_tasks_changes_the_step_and_private_gradients_are_left_alone(prepared):
+    """Private gradients carry share and weight, never the surgery's coefficient."""
+    seen = {}
+    for name in ("mean", "pcgrad"):
+        run = prepared(f"surgery={name}", "max_grad_norm=null", "sampler=equal", folder=name)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for parameter in run.layout.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.3)
+        parts = begin_stage(run)
+        grads = {}
+        parts.optimizer.register_step_pre_hook(
+            lambda *_, run=run, grads=grads: grads.update(
+                shared=flat([p.grad for p in run.layout.shared_parameters()]),
+                private=[flat([p.grad for p in run.layout.private_parameters(t)]) for t in range(3)],
+            )
+        )
+        outcome = training_step(run, parts)
+        seen[name] = grads
+        if name == "pcgrad":
+            assert (outcome.gramian_MM < 0).any(), "the case must have a conflict"
+            assert not torch.allclose(outcome.coefficients_M, torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert relative(seen["pcgrad"]["shared"], seen["mean"]["shared"]) > 1e-3
+    for task in range(3):
+        assert relative(seen["pcgrad"]["private"][task], seen["mean"]["private"][task]) < 1e-9
+
+
+def test_early_stopping_goes_back_to_the_best_parameters(prepared):
+    run = prepared("early_stopping_patience=2", "max_steps=50", "eval_steps=1", "learning_rate=3.0")
+    parts = begin_stage(run)
+    from mtl.training import train
+
+    train(run, parts)
+    assert run.state.num_bad_evaluations == 2
+    assert run.state.stage_step == run.state.best_stage_step + 2 < 50
+    best = torch.cat([run.best_parameters[name].flatten() for name in run.layout.named_parameters()])
+    value = run.state.best_value
+    end_stage(run, parts)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in run.layout.named_parameters().values()]), best)
+    assert sum(run.state.loss_ratios_T) / 3 == pytest.approx(value, rel=1e-12)
+
+
+def test_without_patience_nothing_is_kept(prepared):
+    run = prepared("early_stopping_patience=null")
+    track_best(run)
+    assert run.best_parameters is None
+
+
+def test_second_stage_trains_the_least_improved_tasks_only(prepared):
+    run = prepared("stages=joint_then_weak", "stages.weak.max_steps=3", "sampler=equal")
+    run_stages(run)
+    lines = (run.output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if "loss" in record]
+    assert [record["stage"] for record in records] == ["joint"] * 4 + ["weak"] * 3
+    assert [record["step"] for record in records] == list(range(1, 8))
+    chosen = run.state.history[1]["tasks"]
+    assert len(chosen) == 2
+    assert all(set(record["loss"]) <= set(chosen) and set(record["p"]) == set(chosen) for record in records[4:])
+    first = next(record for record in map(json.loads, lines) if "eval" in record and record["step"] == 4)
+    base = {name: item["loss"] for name, item in zip(run.names, run.state.base_validation_T, strict=True)}
+    ratios = {name: first["eval"][name]["loss"] / base[name] for name in run.names}
+    assert set(chosen) == set(sorted(ratios, key=ratios.get)[1:])
+
+
+def test_stage_selection_and_lengths():
+    names = ["a", "b", "c"]
+    assert Stage("s", {"weakest": 2}).select_tasks(names, [0.5, 0.1, 0.3]) == [1, 2]
+    assert Stage("s", ["c", "a"]).select_tasks(names, [0, 0, 0]) == [0, 2]
+    assert Stage("s").select_tasks(names, [0, 0, 0]) == [0, 1, 2]
+    assert Stage("s", num_epochs=2).num_steps(10, 4) == 5
+    assert Stage("s", max_steps=7).num_steps(10, 4) == 7
+    assert sorted(evaluation_steps(10, evals_per_stage=3, eval_steps=None)) == [4, 7, 10]
+    assert sorted(evaluation_steps(10, evals_per_stage=3, eval_steps=4)) == [4, 8, 10]
+    assert sorted(evaluation_steps(2, evals_per_stage=5, eval_steps=None)) == [1, 2]
+
+
+def test_run_state_survives_json():
+    state = RunState(num_tasks=2, base_validation_T=[{"loss": 0.1 + 0.2}], best_value=1 / 3)
+    from dataclasses import asdict
+
+    assert RunState(**json.loads(json.dumps(asdict(state)))) == state
+
+
+def test_every_option_of_the_schema_reaches_options():
+    from mtl.settings import Options
+
+    config = composed([])
+    groups = {"model", "tasks", "adapters", "sampler", "weighter", "surgery", "optimizer", "scheduler", "stages"}
+    other = {"stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
+    assert set(OmegaConf.to_container(config)) == set(Options.__dataclass_fields__) | groups | other
