@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
 from mtl.construct import Maker, did_you_mean
 from mtl.errors import UserError
 from mtl.overrides import escape, unescape
+from mtl.schema import SUPPLIED, schema
 
 if TYPE_CHECKING:
     from mtl.settings import Settings
@@ -56,70 +56,7 @@ overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the f
 
 on several processes: accelerate launch -m mtl.train [overrides]
 """
-SUPPLIED = {  # by group: the constructor arguments that are the run's to give
-    "adapters": ("model", "num_tasks", "seed"),
-    "sampler": ("sizes", "names", "seed"),
-    "weighter": ("num_tasks", "names", "seed"),
-    "surgery": ("seed",),
-    "optimizer": ("params", "lr"),
-    "scheduler": ("optimizer", "num_warmup_steps", "num_training_steps"),
-}
 TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-
-
-@dataclass
-class RunConfig:
-    """The keys that a config may have at the top, and their types; a misspelled key fails."""
-
-    seed: int = MISSING
-    output_dir: str | None = MISSING
-    cache_dir: str | None = MISSING
-    resume_from_checkpoint: str | None = MISSING
-    num_epochs: float = MISSING
-    max_steps: int | None = MISSING
-    batch_size: int = MISSING
-    learning_rate: float | None = MISSING
-    warmup_ratio: float = MISSING
-    max_grad_norm: float | None = MISSING
-    share: str = MISSING
-    allow_ineffective: bool = MISSING
-    max_row_bytes: float = MISSING
-    max_length: int = MISSING
-    too_long: str = MISSING
-    micro_batch_tokens: int = MISSING
-    packing: bool = MISSING
-    mixed_precision: str = MISSING
-    use_cpu: bool = MISSING
-    evals_per_stage: int = MISSING
-    eval_steps: int | None = MISSING
-    eval_scores: bool = MISSING
-    max_eval_examples: int | None = MISSING
-    max_test_examples: int | None = MISSING
-    early_stopping_patience: int | None = MISSING
-    save_total_limit: int = MISSING
-    model: Any = None
-    tasks: Any = None
-    adapters: Any = None
-    sampler: Any = None
-    weighter: Any = None
-    surgery: Any = None
-    optimizer: Any = None
-    scheduler: Any = None
-    stage_order: list[str] = MISSING
-    stages: Any = None
-
-
-def schema() -> DictConfig:
-    """The types of the top, over groups that are open.
-
-    Open, so that ``tasks.mine.path=...`` needs no plus sign; what groups hold is checked against the arguments of the
-    class it is meant for, which can say what there is.
-    """
-    config = OmegaConf.structured(RunConfig)
-    for group in ("tasks", "stages", "model", *SUPPLIED):
-        config[group] = DictConfig({}, flags={"struct": False})
-    assert isinstance(config, DictConfig)
-    return config
 
 
 def config_dir() -> Path:
@@ -184,6 +121,7 @@ def composed(overrides: Sequence[str], own_configs: str | None = None, run_confi
     Raises:
         UserError: A choice or a key does not exist.
     """
+    ConfigStore.instance().store("schema", node=schema())
     ConfigStore.instance().store("schema", node=schema())
     searched = [f"hydra.searchpath=[{Path(own_configs).resolve().as_uri()}]"] if own_configs else []
     if run_config:
@@ -281,6 +219,9 @@ def explained(error: Exception) -> str:
             return f"{place}{cause.full_key}: {first_line}. Correct the value."
         case MarkedYAMLError(problem_mark=mark) if mark:
             return f"{mark.name}:{mark.line + 1}: {cause.problem}. Correct the file."
+        case ConfigCompositionException() if "No match in the defaults list" in str(cause):
+            group = str(cause).split("'")[1]
+            return f"{group}: this config has no such choice to override. Set options: {group}.<option>=<value>."
     return str(error)
 
 

@@ -88,7 +88,7 @@ def test_row_without_the_needed_keys(refuse):
 def test_empty_answer(refuse):
     write_rows("mine.jsonl", [*ROWS, {"prompt": "a", "completion": " "}])
     line = refuse()
-    assert "mine.jsonl:21 has an empty \"completion\"" in line
+    assert 'mine.jsonl:21 has an empty "completion"' in line
     assert "Fill or remove the row." in line
 
 
@@ -126,7 +126,9 @@ def test_output_folder_that_holds_a_run(refuse):
     Path("out").mkdir()
     Path("out/metrics.jsonl").write_text("{}\n")
     line = refuse()
-    assert "output_dir=out already holds a run. Choose another folder, or go on with resume_from_checkpoint=auto" in line
+    assert (
+        "output_dir=out already holds a run. Choose another folder, or go on with resume_from_checkpoint=auto" in line
+    )
 
 
 def test_model_folder_without_weights(refuse, tiny_folder):
@@ -182,10 +184,19 @@ def test_config_file_that_forgets_where_its_keys_belong(refuse):
 COMMAND_LINES = {
     "unknown_key": ("sede=3", "sede: there is no such option. Did you mean seed?"),
     "unknown_key_with_plus": ("+wights=3", "wights: there is no such option. All of them: mtl train --cfg."),
-    "unknown_key_of_a_task": ("tasks.mine.metrik=bleu", "tasks.mine.metrik: there is no such option. Did you mean metric"),
-    "unknown_key_of_a_stage": ("stages.joint.steps=3", "stages.joint.steps: there is no such option. There are: tasks, num_"),
+    "unknown_key_of_a_task": (
+        "tasks.mine.metrik=bleu",
+        "tasks.mine.metrik: there is no such option. Did you mean metric",
+    ),
+    "unknown_key_of_a_stage": (
+        "stages.joint.steps=3",
+        "stages.joint.steps: there is no such option. There are: tasks, num_",
+    ),
     "unknown_key_of_the_model": ("model.name=x", "model.name: there is no such option. There are: name_or_path"),
-    "unknown_sampler_option": ("sampler.temprature=3", "sampler.temprature: there is no such option. Did you mean temp"),
+    "unknown_sampler_option": (
+        "sampler.temprature=3",
+        "sampler.temprature: there is no such option. Did you mean temp",
+    ),
     "argument_of_the_run": ("optimizer.lr=3", "optimizer.lr: is set by the run and can't be set here. Remove it."),
     "unknown_choice": ("sampler=temprature", "sampler=temprature: there is no such choice. Did you mean temperature?"),
     "unknown_builtin_task": ("tasks=[foo]", "tasks=foo: there is no such choice. There are: "),
@@ -197,7 +208,10 @@ COMMAND_LINES = {
     "temperature_0": ("sampler.temperature=0", "sampler.temperature: must be above 0, found 0; 1 is proportional"),
     "text_for_a_number": ("sampler.temperature=hot", "sampler: Temperature(temperature='hot', max_size=None): "),
     "weight_of_the_optimizer": ("optimizer.weight_decay=-1", "optimizer: AdamW: Invalid weight_decay value: -1"),
-    "unknown_task_in_a_stage": ("stages.joint.tasks=[foo]", "stages.joint.tasks=foo: must be among the run's tasks, mine"),
+    "unknown_task_in_a_stage": (
+        "stages.joint.tasks=[foo]",
+        "stages.joint.tasks=foo: must be among the run's tasks, mine",
+    ),
     "more_weak_tasks_than_tasks": ("stages.joint.tasks={weakest: 2}", "must not exceed the run's 1 tasks"),
     "unknown_stage": ("stage_order=[last]", "stage_order: last is not in stages, which has joint. Correct one."),
     "no_stage": ("stage_order=[]", "stage_order: is empty. Name at least one of the stages."),
@@ -273,8 +287,14 @@ def test_class_of_the_users_own_that_refuses(refuse, monkeypatch, tmp_path, opti
         (["train", "-x"], "Unknown option -x. See mtl train --help."),
         (["train", "--config-dir"], "--config-dir: expected one argument. See mtl train --help."),
         (["train", "--config-dir", "nowhere"], "--config-dir=nowhere: must be a folder. Give"),
-        (["train", "--config", "nowhere.yaml"], "--config=nowhere.yaml: must be a file. Give the config.yaml of a run."),
-        (["train", "--config", "mine.jsonl"], "mine.jsonl:2: expected '<document start>', but found '{'. Correct the file."),
+        (
+            ["train", "--config", "nowhere.yaml"],
+            "--config=nowhere.yaml: must be a file. Give the config.yaml of a run.",
+        ),
+        (
+            ["train", "--config", "mine.jsonl"],
+            "mine.jsonl:2: expected '<document start>', but found '{'. Correct the file.",
+        ),
         (["train", "-m", "--config", "x.yaml"], "-m and --config: a sweep starts from conf/train.yaml."),
         (["train", "-m", "seed=1,2", "sampler=equal,foo"], "sampler=foo: there is no such choice. There are: equal"),
         (["train", "-m", "sede=1,2"], "sede: there is no such option. Did you mean seed?"),
@@ -320,10 +340,10 @@ def test_help_is_quick_and_fits_one_screen():
         answer = run_python("-m", "mtl.cli", "--help")
         times.append(time.perf_counter() - start)
     assert min(times) < 1
-    for answer in (answer, run_python("-m", "mtl.cli", "train", "--help")):
-        assert answer.returncode == 0
-        assert answer.stderr == ""
-        assert 5 < answer.stdout.count("\n") < 40
+    for shown in (answer, run_python("-m", "mtl.cli", "train", "--help")):
+        assert shown.returncode == 0
+        assert shown.stderr == ""
+        assert 5 < shown.stdout.count("\n") < 40
 
 
 @pytest.mark.parametrize(
@@ -345,10 +365,9 @@ def test_one_line_under_a_launcher(folder, tiny_folder, mistake):
     Path("broken.jsonl").write_text('{"prompt": "a"}\n')
     before = tree(folder)
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    train = "--dynamo_backend no --main_process_port 0 -m mtl.train tasks=none tasks.mine.path=mine.jsonl output_dir=out"
-    answer = run_python(
-        "-m", *launch.split(), *train.split(), f"model.name_or_path={tiny_folder}", mistake, ACCELERATE_USE_CPU="true"
-    )
+    train = "--dynamo_backend no --main_process_port 0 -m mtl.train output_dir=out tasks=none"
+    overrides = [f"model.name_or_path={tiny_folder}", "tasks.mine.path=mine.jsonl", mistake]
+    answer = run_python("-m", *launch.split(), *train.split(), *overrides, ACCELERATE_USE_CPU="true")
     assert answer.returncode != 0
     assert "Traceback" not in answer.stdout
     lines = answer.stderr.splitlines()

@@ -11,14 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from mtl.cli import main
 from mtl.models.load import ModelSettings
 from mtl.stages import Stage
-from mtl.train import SUPPLIED, composed, schema, settings_of
+from mtl.schema import SUPPLIED
+from mtl.train import composed, settings_of
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -48,31 +48,28 @@ def short_run(tmp_path, monkeypatch, cache, tiny_folder):
     return [*TASKS, *SHORT, f"model.name_or_path={tiny_folder}"]
 
 
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
 def test_every_choice_composes(group, choice, tmp_path):
-    ConfigStore.instance().store("schema", node=schema())
     override = f"tasks=[{choice},g2p]" if group == "tasks" else f"{group}={choice}"
     settings = settings_of(composed([override]), tmp_path)
     assert settings.tasks
     assert len(settings.stages) == (2 if choice in ("joint_then_weak", "demo") else 1)
 
 
-@pytest.mark.parametrize(("group", "choice"), [item for item in CHOICES if item[0] in TRAINED], ids="=".join)
+@pytest.mark.parametrize(
+    ("group", "choice"), [item for item in CHOICES if item[0] in TRAINED], ids=lambda value: str(value)
+)
 def test_every_choice_trains(group, choice, short_run, capsys):
     weak = ["stages.weak.max_steps=2"] if choice in ("joint_then_weak", "demo") else []
     assert main(["train", f"{group}={choice}", *short_run, *weak, "output_dir=out"]) == 0, capsys.readouterr().err
     results = json.loads(Path("out/results.json").read_text())
     assert results["cost"]["steps"] == 2 + len(weak) * 2
     assert set(results["tasks"]) == {"quartz", "inflect"}
-    steps = [line["step"] for line in read_lines(Path("out/metrics.jsonl")) if "train" in str(line)]
-    assert steps
 
 
-@pytest.mark.parametrize(("group", "choice"), [item for item in CHOICES if item[0] in SUPPLIED], ids="=".join)
+@pytest.mark.parametrize(
+    ("group", "choice"), [item for item in CHOICES if item[0] in SUPPLIED], ids=lambda value: str(value)
+)
 def test_yaml_says_every_argument(group, choice):
     """What a file leaves out a user can't see, and what it says of a default must be said on purpose."""
     config = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
@@ -115,7 +112,7 @@ def test_config_of_a_run_runs_it_again(short_run, capsys):
     assert main(["train", "--config", "first/config.yaml", "output_dir=x", "sampler.tragets=1"]) == 2
     assert "sampler.tragets: there is no such option. Did you mean targets?" in capsys.readouterr().err
     assert main(["train", "--config", "first/config.yaml", "output_dir=x", "sampler=equal"]) == 2
-    assert capsys.readouterr().err.startswith("mtl: error: sampler=equal: ")
+    assert capsys.readouterr().err.startswith("mtl: error: sampler: this config has no such choice to override.")
 
 
 def run_mtl(*arguments):
