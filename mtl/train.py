@@ -122,7 +122,6 @@ def composed(overrides: Sequence[str], own_configs: str | None = None, run_confi
         UserError: A choice or a key does not exist.
     """
     ConfigStore.instance().store("schema", node=schema())
-    ConfigStore.instance().store("schema", node=schema())
     searched = [f"hydra.searchpath=[{Path(own_configs).resolve().as_uri()}]"] if own_configs else []
     if run_config:
         if not Path(run_config).is_file():

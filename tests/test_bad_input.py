@@ -212,7 +212,10 @@ COMMAND_LINES = {
         "stages.joint.tasks=[foo]",
         "stages.joint.tasks=foo: must be among the run's tasks, mine",
     ),
-    "more_weak_tasks_than_tasks": ("stages.joint.tasks={weakest: 2}", "must not exceed the run's 1 tasks"),
+    "more_weak_tasks_than_tasks": (
+        "stages.joint.tasks=weakest",
+        "stages.joint.num_weakest=2: must not exceed the number",
+    ),
     "unknown_stage": ("stage_order=[last]", "stage_order: last is not in stages, which has joint. Correct one."),
     "no_stage": ("stage_order=[]", "stage_order: is empty. Name at least one of the stages."),
     "no_checkpoint": ("resume_from_checkpoint=nowhere", "resume_from_checkpoint=nowhere: no checkpoint there. Give a "),

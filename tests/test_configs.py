@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from mtl.cli import main
 from mtl.models.load import ModelSettings
-from mtl.stages import Stage
 from mtl.schema import SUPPLIED
+from mtl.stages import Stage
 from mtl.train import composed, settings_of
 
 ROOT = Path(__file__).parents[1]

@@ -216,7 +216,7 @@ def test_second_stage_trains_the_least_improved_tasks_only(prepared):
 
 def test_stage_selection_and_lengths():
     names = ["a", "b", "c"]
-    assert Stage("s", {"weakest": 2}).select_tasks(names, [0.5, 0.1, 0.3]) == [1, 2]
+    assert Stage("s", "weakest", num_weakest=2).select_tasks(names, [0.5, 0.1, 0.3]) == [1, 2]
     assert Stage("s", ["c", "a"]).select_tasks(names, [0, 0, 0]) == [0, 2]
     assert Stage("s").select_tasks(names, [0, 0, 0]) == [0, 1, 2]
     assert Stage("s", num_epochs=2).num_steps(10, 4) == 5

@@ -1,4 +1,4 @@
-"""A user's own tasks, from the command line to results: sizes, names, scripts, file formats, strategies of their own."""
+"""A user's own tasks, from the command line to results: sizes, names, scripts, formats, strategies of their own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_task_of_20_rows_beside_one_of_4000(train):
         "tasks.large.path=large",
         "tasks.small.max_new_tokens=2",
         "tasks.large.max_new_tokens=2",
-        "sampler.temperature=.inf",
+        "sampler.temperature=inf",
         "stages.joint.max_steps=12",
         "evals_per_stage=1",
     )

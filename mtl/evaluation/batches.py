@@ -44,11 +44,6 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     return ids_BS, mask_BS
 
 
-def full_precision(logits: Tensor) -> Tensor:
-    """Logits in at least float32; float64 stays as it is."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switches dropout and gradients off, and puts every module back into its own mode afterwards.

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
 
 from mtl.data.batching import Batch
-from mtl.evaluation.batches import full_precision
+from mtl.models.forward import target_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,14 +35,7 @@ def summed_losses(
     # Every example is a task of its own here, so that a label's task says which example it belongs to.
     batch = Batch(list(enumerate(examples)), num_tasks=len(examples))
     for micro_batch in batch.micro_batches(token_budget, packing=False, mix_tasks=True):
-        inputs = micro_batch.to(model.device)
-        logits = model(
-            input_ids=inputs.input_ids_BS,
-            position_ids=inputs.position_ids_BS,
-            use_cache=False,
-            logits_to_keep=inputs.keep_BS,
-        ).logits
-        token_losses = F.cross_entropy(full_precision(logits), inputs.labels, reduction="none")
+        token_losses = target_nll(model, micro_batch.to(model.device))
         losses.index_add_(0, micro_batch.label_tasks, token_losses.cpu().double())
         on_batch(len(micro_batch.tasks))
     return losses.tolist()

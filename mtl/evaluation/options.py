@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.evaluation.batches import batches_within, full_precision, pad_left
+from mtl.evaluation.batches import batches_within, pad_left
+from mtl.models.forward import full_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

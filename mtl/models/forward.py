@@ -22,10 +22,12 @@ def target_nll(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
         use_cache=False,
         logits_to_keep=micro_batch.keep_BS,
     ).logits
-    logits = logits.view(-1, logits.shape[-1])
-    if logits.dtype in (torch.float16, torch.bfloat16):  # .float() on float64 would throw digits away
-        logits = logits.float()
-    return F.cross_entropy(logits, micro_batch.labels, reduction="none")
+    return F.cross_entropy(full_precision(logits.view(-1, logits.shape[-1])), micro_batch.labels, reduction="none")
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Logits in at least float32; float64 stays as it is, which ``.float()`` would throw digits of away."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 @torch.no_grad()

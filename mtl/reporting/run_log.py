@@ -61,7 +61,7 @@ class RunLog:
         self.say(
             f"Stage {parts.stage.name}: {parts.num_steps} steps of {parts.batch_size} examples on {', '.join(chosen)}"
         )
-        if isinstance(parts.stage.tasks, Mapping):
+        if parts.stage.tasks == "weakest":
             ratios = ", ".join(f"{names[task]} {state.loss_ratios_T[task]:.3f}" for task in parts.tasks)
             self.say(f"  chosen for the highest val loss / base val loss: {ratios}")
         self.resume_stage(state, parts)
