@@ -256,6 +256,8 @@ def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluati
     """The base model on validation data, from which ratios are taken, and on test data, for the results."""
     run = prepared.run
     evaluations = {}
+    if run.log:
+        run.log.say("Evaluating the model before training, once for these data and settings ...")
     for split, limit in (("val", run.options.max_eval_examples), ("test", run.options.max_test_examples)):
         with run.work(f"before training: {split}") as progress:
             evaluations[split] = evaluate_base(

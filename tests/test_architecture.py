@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ("errors",),
     ("interfaces",),
-    ("tasks", "samplers", "weighters", "surgery", "distributed", "checkpoint", "construct", "overrides"),
+    ("tasks", "samplers", "weighters", "surgery", "distributed", "checkpoint", "construct", "overrides", "schema"),
     ("data",),
     ("models",),
     ("gradients", "evaluation", "stages"),

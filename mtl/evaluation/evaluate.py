@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -70,7 +70,7 @@ def evaluate(
         token_budget: Positions of a batch, padding included.
         base: Evaluate the base model, without adapters.
         progress: Called after each batch with the task's name, and the examples done and to do on this rank; an
-            example counts once for its loss and once for its answer.
+            example counts once for its loss and once for a generated answer.
 
     Raises:
         UserError: A task has no examples in the split.
@@ -144,7 +144,7 @@ def _counter(
     data: TaskData, examples: Sequence[EvalExample], scored: bool, distributed: Ranks, progress: Progress | None
 ) -> Callable[[int], None]:
     own = len(range(distributed.rank, len(examples), distributed.world_size))
-    total = 2 * own if scored else own
+    total = 2 * own if scored and data.task.scoring == "generation" else own
     done = 0
 
     def count(num_examples: int) -> None:
@@ -157,26 +157,25 @@ def _counter(
 
 
 def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], scored: bool) -> TaskEvaluation:
-    losses = run.over_ranks(
-        lambda own: summed_losses(
-            run.model, [example.tokens for example in own], token_budget=run.token_budget, on_batch=run.on_batch
-        ),
-        examples,
-    )
+    texts: list[str] = []
+    if scored and task.scoring == "likelihood":
+        losses, texts = _choose(run, examples)
+    else:
+        losses = _losses(run, examples)
     num_targets = sum(count_targets(example.tokens) for example in examples)
     # fsum rounds once, so the order of the examples cannot matter.
     loss = fsum(losses) / num_targets
     if not scored:
         return TaskEvaluation(loss, len(examples), num_targets, None, {}, [])
 
-    texts = _choose(run, examples) if task.scoring == "likelihood" else _generate(run, task, examples)
-    multiline = any("\n" in example.reference.strip() for example in examples)
-    answers = [
-        text
-        if task.scoring == "likelihood"
-        else extract_answer(text, pattern=task.answer_pattern, options=example.options, multiline=multiline)
-        for text, example in zip(texts, examples, strict=True)
-    ]
+    answers = texts
+    if task.scoring == "generation":
+        texts = _generate(run, task, examples)
+        multiline = any("\n" in example.reference.strip() for example in examples)
+        answers = [
+            extract_answer(text, pattern=task.answer_pattern, options=example.options, multiline=multiline)
+            for text, example in zip(texts, examples, strict=True)
+        ]
     scores = metrics.score_answers(
         task.metric, answers, [example.reference for example in examples], [example.options for example in examples]
     )
@@ -187,22 +186,49 @@ def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], score
     return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions)
 
 
-def _choose(run: _Run, examples: Sequence[EvalExample]) -> list[str]:
-    """The likeliest option of each example."""
+def _losses(run: _Run, examples: Sequence[EvalExample]) -> list[float]:
+    """Each example's negative log-likelihood."""
+    return run.over_ranks(
+        lambda own: summed_losses(
+            run.model, [example.tokens for example in own], token_budget=run.token_budget, on_batch=run.on_batch
+        ),
+        examples,
+    )
 
-    def choose(own: list[EvalExample]) -> list[str]:
-        likelihoods = option_log_likelihoods(
+
+def _choose(run: _Run, examples: Sequence[EvalExample]) -> tuple[list[float], list[str]]:
+    """Each example's negative log-likelihood, and its likeliest option.
+
+    The right answer is one of the options, so its likelihood is known with theirs. Only where the loss counts more than
+    the last answer (several turns), or less than all of it (cut by the length limit), is there another pass.
+    """
+
+    def choose(own: list[EvalExample]) -> list[list[float]]:
+        return option_log_likelihoods(
             run.model,
             [example.prompt_ids for example in own],
             [example.option_ids or () for example in own],
             token_budget=run.token_budget,
             on_batch=run.on_batch,
         )
-        return [
-            (example.options or ())[int(np.argmax(values))] for example, values in zip(own, likelihoods, strict=True)
-        ]
 
-    return run.over_ranks(choose, examples)
+    likelihoods = run.over_ranks(choose, examples)
+    losses = [_loss_of_answer(*pair) for pair in zip(examples, likelihoods, strict=True)]
+    rest = [i for i, loss in enumerate(losses) if loss is None]
+    uncounted = replace(run, on_batch=lambda num_examples: None)  # they have been, as examples to choose for
+    for i, loss in zip(rest, _losses(uncounted, [examples[i] for i in rest]), strict=True):
+        losses[i] = loss
+    texts = [(e.options or ())[int(np.argmax(values))] for e, values in zip(examples, likelihoods, strict=True)]
+    return [loss for loss in losses if loss is not None], texts
+
+
+def _loss_of_answer(example: EvalExample, likelihoods: Sequence[float]) -> float | None:
+    """The example's loss, if that is the likelihood of one of its options."""
+    start = len(example.prompt_ids)
+    answer = tuple(example.tokens.input_ids[start:].tolist())
+    if answer not in (example.option_ids or ()) or example.tokens.is_target[:start].any():
+        return None
+    return -likelihoods[(example.option_ids or ()).index(answer)]
 
 
 def _generate(run: _Run, task: Task, examples: Sequence[EvalExample]) -> list[str]:

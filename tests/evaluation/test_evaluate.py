@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtl.data.tokenized import TokenizedExample
 from mtl.errors import UserError
 from mtl.evaluation.evaluate import evaluate, select_examples, trivial_score
 
@@ -196,7 +197,7 @@ def test_progress_reaches_its_total_for_each_task(model, tokenizer, tasks, alone
         progress=lambda *call: calls.append(call),
         **(SETTINGS | {"token_budget": 130}),
     )
-    totals = {"translate": 14, "judge 👩‍⚖️": 6, "text": 2}
+    totals = {"translate": 14, "judge 👩‍⚖️": 3, "text": 2}
     assert {(name, total) for name, _, total in calls} == set(totals.items())
     for name, total in totals.items():
         done = [d for n, d, _ in calls if n == name]
@@ -222,3 +223,27 @@ def test_trivial_score_of_a_task(make_data, rows):
     options = make_data([("p", "a", ("a", "b")), ("q", "c", ("c", "d", "e", "f"))], metric="accuracy")
     assert trivial_score(options, "test") == pytest.approx(3 / 8)
     assert trivial_score(make_data(rows), "val") is None
+
+
+def test_the_loss_is_the_same_whether_options_give_it_or_a_pass_of_its_own(
+    model, tokenizer, tasks, alone, no_adapters
+):
+    """One example whose prompt holds a target too, one that is cut short: their loss is no option's likelihood."""
+    [judge] = [data for data in tasks if data.task.scoring == "likelihood"]
+    several, cut, *rest = judge.val
+    is_target = several.tokens.is_target.copy()
+    is_target[2] = True
+    val = [
+        replace(several, tokens=TokenizedExample(several.tokens.input_ids, is_target)),
+        replace(cut, tokens=TokenizedExample(cut.tokens.input_ids[:-1], cut.tokens.is_target[:-1])),
+        *rest,
+    ]
+    data = [replace(judge, val=val)]
+    scored, unscored = (
+        evaluate(model, tokenizer, no_adapters, data, distributed=alone, **(SETTINGS | {"predict": predict}))[0]
+        for predict in (True, False)
+    )
+    assert scored.score is not None
+    assert unscored.score is None
+    assert scored.loss == pytest.approx(unscored.loss, rel=1e-12)
+    assert scored.num_targets == unscored.num_targets
