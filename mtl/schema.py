@@ -13,7 +13,7 @@ SUPPLIED = {  # by group: the constructor arguments that are the run's to give
     "weighter": ("num_tasks", "names", "seed"),
     "surgery": ("seed",),
     "optimizer": ("params", "lr"),
-    "scheduler": ("optimizer", "num_warmup_steps", "num_training_steps"),
+    "scheduler": ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"),
 }
 
 

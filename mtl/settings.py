@@ -161,7 +161,7 @@ class Settings:
                 "weights are known, which the loop does not compute. Take another weighter."
             )
         optimizer = self.factories.optimizer([nn.Parameter(torch.zeros(1))], 1e-3)
-        self.factories.scheduler(optimizer, 1, 2)
+        self.factories.scheduler(optimizer, 0, 1)
         effect = self.factories.surgery().weights_act
         if effect in ("no", "reversed") and self.strategy["weighter"] != "Equal" and not self.options.allow_ineffective:
             raise UserError(

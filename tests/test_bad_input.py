@@ -207,6 +207,11 @@ COMMAND_LINES = {
     "no_task": ("~tasks.mine", "tasks: there is none. Take tasks=[sentiment,g2p] or give your own"),
     "temperature_0": ("sampler.temperature=0", "sampler.temperature: must be above 0, found 0; 1 is proportional"),
     "text_for_a_number": ("sampler.temperature=hot", "sampler: Temperature(temperature='hot', max_size=None): "),
+    "text_for_the_scheduler": (
+        "scheduler.num_cycles=x",
+        "scheduler: get_cosine_schedule_with_warmup: could",
+    ),
+    "resuming_by_hand": ("scheduler.last_epoch=3", "scheduler.last_epoch: is set by the run and can't be set here."),
     "weight_of_the_optimizer": ("optimizer.weight_decay=-1", "optimizer: AdamW: Invalid weight_decay value: -1"),
     "unknown_task_in_a_stage": (
         "stages.joint.tasks=[foo]",
