@@ -269,7 +269,7 @@ def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluati
                 max_examples=limit,
                 predict=split == "test" or run.options.eval_scores,
                 distributed=run.distributed,
-                token_budget=run.options.micro_batch_tokens,
+                token_budget=run.options.eval_micro_batch_tokens,
                 cache_dir=settings.cache_dir,
                 model_fingerprint=prepared.model_fingerprint,
                 dtype=f"{next(iter(run.model.parameters())).dtype} {run.distributed.accelerator.mixed_precision}",

@@ -117,7 +117,7 @@ class Run:
                 max_examples=max_examples,
                 predict=predict,
                 distributed=self.distributed,
-                token_budget=self.options.micro_batch_tokens,
+                token_budget=self.options.eval_micro_batch_tokens,
                 progress=progress,
             )
 

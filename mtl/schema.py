@@ -37,6 +37,7 @@ class RunConfig:
     max_length: int = MISSING
     too_long: str = MISSING
     micro_batch_tokens: int = MISSING
+    eval_micro_batch_tokens: int = MISSING
     packing: bool = MISSING
     mixed_precision: str = MISSING
     use_cpu: bool = MISSING

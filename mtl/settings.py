@@ -35,6 +35,7 @@ POSITIVE = (
     "max_row_bytes",
     "max_length",
     "micro_batch_tokens",
+    "eval_micro_batch_tokens",
     "evals_per_stage",
     "eval_steps",
     "max_eval_examples",
@@ -66,6 +67,7 @@ class Options:
     max_length: int
     too_long: str
     micro_batch_tokens: int
+    eval_micro_batch_tokens: int
     packing: bool
     mixed_precision: str
     use_cpu: bool

@@ -16,9 +16,7 @@ def command(tmp_path, monkeypatch, tiny_folder, make_task):
     monkeypatch.setenv("MTL_CACHE", str(tmp_path / "cache"))
     sizes = {"small": 24, "middle": 40, "large": 90}
     paths = {
-        name: make_task(
-            name, [{"prompt": f"{name} {i}", "completion": f"{WORDS[i % 5]}{i % 3}"} for i in range(size)]
-        )
+        name: make_task(name, [{"prompt": f"{name} {i}", "completion": f"{WORDS[i % 5]}{i % 3}"} for i in range(size)])
         for name, size in sizes.items()
     }
 
@@ -44,7 +42,7 @@ def command(tmp_path, monkeypatch, tiny_folder, make_task):
 
 
 def interrupted_copy(folder, step, target):
-    """What a run killed after the checkpoint of ``step`` leaves: later records, torn ones even, but no later checkpoint."""
+    """What a run that was killed after the checkpoint of ``step`` leaves: later records, even torn ones, too."""
     shutil.copytree(folder, target)
     (target / "results.json").unlink()
     for later in (target / "checkpoints").glob("step-*"):
@@ -76,9 +74,7 @@ def test_resume_is_bitwise_in_and_between_two_stages(tmp_path, command):
     expected = outcome(whole)
     assert [json.loads(line)["stage"] for line in expected[0].splitlines()].count("weak") == 4
     for step in (1, 2, 3, 4):
-        resumed = command(
-            interrupted_copy(whole, step, tmp_path / f"at{step}"), *levers, "resume_from_checkpoint=auto"
-        )
+        resumed = command(interrupted_copy(whole, step, tmp_path / f"at{step}"), *levers, "resume_from_checkpoint=auto")
         assert outcome(resumed) == expected, step
 
 

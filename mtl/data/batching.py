@@ -93,7 +93,7 @@ class Batch:
         """
         groups = [self.examples] if mix_tasks else [self._of_task(int(task)) for task in np.flatnonzero(self.counts_T)]
         for group in groups:
-            rows = fill_rows(group, packing=packing)
+            rows = fill_rows(group, min(PACKED_LENGTH, max_tokens) if packing else 0)
             rows.sort(key=lambda row: -row_length(row))
             while rows:
                 fitting = max(1, max_tokens // row_length(rows[0]))
@@ -104,23 +104,27 @@ class Batch:
         return [pair for pair in self.examples if pair[0] == task]
 
 
+# Positions of a packed row. Longer rows waste attention, whose cost grows with the square of the row; shorter ones leave
+# gaps. SmolLM2-135M, 16 examples of 50 to 130 tokens, forward and backward: 9.9 s of CPU time at 384, 11.2 s with one
+# example a row, 11.4 s at 768.
+PACKED_LENGTH = 384
+
 Row = list[tuple[int, "TokenizedExample"]]
 
 
-def fill_rows(examples: Sequence[tuple[int, TokenizedExample]], *, packing: bool) -> list[Row]:
-    """Packs examples into rows as long as the longest one (first fit, longest first); without packing one a row.
+def fill_rows(examples: Sequence[tuple[int, TokenizedExample]], capacity: int) -> list[Row]:
+    """Packs examples into rows of ``capacity`` positions (first fit, longest first).
 
-    Longer rows would waste attention: its cost grows with the square of the row, packed or not.
+    A longer example gets a row of its own; with a capacity of 0 every example does.
     """
     rows: list[Row] = []
     room: list[int] = []
-    by_length = sorted(examples, key=lambda pair: -len(pair[1].input_ids))
-    for pair in by_length:
+    for pair in sorted(examples, key=lambda pair: -len(pair[1].input_ids)):
         length = len(pair[1].input_ids)
-        fits = next((i for i, free in enumerate(room) if free >= length), None) if packing else None
+        fits = next((i for i, free in enumerate(room) if free >= length), None)
         if fits is None:
             rows.append([pair])
-            room.append(len(by_length[0][1].input_ids) - length)
+            room.append(capacity - length)
         else:
             rows[fits].append(pair)
             room[fits] -= length

@@ -63,9 +63,7 @@ class TensorBoardLog:
         self._writer.add_custom_scalars({"tasks": _overlays(metrics.values())})
         # SummaryWriter.add_hparams would open a second run, which live TensorBoard mixes up with this one.
         shown = {name: metric for name, metric in metrics.items() if name in self._tasks}
-        experiment, session_start, self._session_end = hparams(  # type: ignore[no-untyped-call]
-            flatten(hyperparameters), _hparam_metrics(shown)
-        )
+        experiment, session_start, self._session_end = hparams(flatten(hyperparameters), _hparam_metrics(shown))
         self._add_summary(experiment)
         self._add_summary(session_start)
 

@@ -225,9 +225,7 @@ def test_trivial_score_of_a_task(make_data, rows):
     assert trivial_score(make_data(rows), "val") is None
 
 
-def test_the_loss_is_the_same_whether_options_give_it_or_a_pass_of_its_own(
-    model, tokenizer, tasks, alone, no_adapters
-):
+def test_the_loss_is_the_same_whether_options_give_it_or_a_pass_of_its_own(model, tokenizer, tasks, alone, no_adapters):
     """One example whose prompt holds a target too, one that is cut short: their loss is no option's likelihood."""
     [judge] = [data for data in tasks if data.task.scoring == "likelihood"]
     several, cut, *rest = judge.val

@@ -28,7 +28,9 @@ def logits(model):
         return model(input_ids=IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("ranks", [{"lora_r": 4}, {"lora_r": 0, "private_lora_r": 3}, {"lora_r": 4, "private_lora_r": 3}])
+@pytest.mark.parametrize(
+    "ranks", [{"lora_r": 4}, {"lora_r": 0, "private_lora_r": 3}, {"lora_r": 4, "private_lora_r": 3}]
+)
 def test_each_tasks_adapters_act_alone(make_model, ranks):
     model = make_model()
     before = logits(model)
@@ -90,7 +92,9 @@ def test_initial_values_come_from_the_seed_and_touch_no_generator(make_model):
     assert torch.equal(torch.get_rng_state(), expected.get_state())
 
 
-@pytest.mark.parametrize("ranks", [{"lora_r": 4}, {"lora_r": 0, "private_lora_r": 3}, {"lora_r": 4, "private_lora_r": 3}])
+@pytest.mark.parametrize(
+    "ranks", [{"lora_r": 4}, {"lora_r": 0, "private_lora_r": 3}, {"lora_r": 4, "private_lora_r": 3}]
+)
 def test_exported_adapters_give_the_same_logits_in_plain_peft(tmp_path, make_model, ranks):
     layout = randomized(make_model(), **ranks)
     expected = []
@@ -115,7 +119,9 @@ def test_export_leaves_the_layout_trainable(tmp_path, make_model):
         expected = logits(layout.model)
     layout.export(tmp_path / "adapters", NAMES)
     assert all(p.requires_grad for p in layout.parameters())
-    assert set(layout.named_parameters()) == set(LoraLayout(make_model(), 3, lora_r=4, private_lora_r=3).named_parameters())
+    assert set(layout.named_parameters()) == set(
+        LoraLayout(make_model(), 3, lora_r=4, private_lora_r=3).named_parameters()
+    )
     with layout.activate(0):
         assert torch.equal(logits(layout.model), expected)
 

@@ -61,7 +61,7 @@ def test_a_folder_without_weights_or_with_too_few_is_refused(tmp_path, tiny_fold
     empty = tmp_path / "empty"
     shutil.copytree(tiny_folder, empty)
     (empty / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no \\*.safetensors"):
+    with pytest.raises(UserError, match=r"no \*.safetensors"):
         load_model(ModelSettings(str(empty)), tmp_path)
 
     from safetensors.torch import load_file, save_file
