@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from accelerate import Accelerator
+from omegaconf import OmegaConf
 
 from mtl.checkpoint import find_checkpoint, load_checkpoint
 from mtl.data.cursors import TaskCursors
@@ -113,9 +113,7 @@ def prepare(settings: Settings, distributed: Distributed) -> Prepared:
     log = None
     if distributed.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(
-            yaml.safe_dump(dict(settings.config), allow_unicode=True, sort_keys=False), encoding="utf-8"
-        )
+        (output_dir / "config.yaml").write_text(config_text(settings.config), encoding="utf-8")
         log = open_log(settings, output_dir, data, checkpoint)
         if settings.options.packing and not packing:
             log.warn("this model lets packed examples see each other; packing is switched off")
@@ -213,6 +211,19 @@ def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> Non
             f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), "
             f"over max_row_bytes={limit:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the limit."
         )
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """The config as YAML that loads back as the same: texts that look like numbers or references stay texts."""
+
+    def escaped(value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, str):
+            return value.replace("${", "\\${")
+        if isinstance(value, Mapping):
+            return {key: escaped(item) for key, item in value.items()}
+        return [escaped(item) for item in value] if isinstance(value, list) else value
+
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(config)))
 
 
 def open_log(

@@ -68,6 +68,8 @@ def config_dir() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``mtl train`` and returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars would fill a log file
     parser = argparse.ArgumentParser(prog="mtl train", add_help=False, allow_abbrev=False, exit_on_error=False)
     for flags in (("-h", "--help"), ("-m", "--multirun"), ("--cfg",), ("--debug",)):
         parser.add_argument(*flags, action="store_true")
