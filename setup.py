@@ -36,6 +36,6 @@ setup(
         "rouge-score>=0.1.2",
         "jiwer>=4",
     ],
-    extras_require={"test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy"]},
+    extras_require={"test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "setuptools>=77"]},
     entry_points={"console_scripts": ["mtl=mtl.cli:main"]},
 )

@@ -101,4 +101,6 @@ class AdapterLayout(Protocol):
 
     def named_parameters(self) -> dict[str, nn.Parameter]: ...  # the same ones, by their names in the model
 
+    def joined(self) -> AbstractContextManager[None]: ...  # what is exported acts, and nothing trains
+
     def export(self, folder: Path, task_names: Sequence[str]) -> None: ...  # what a user deploys

@@ -295,7 +295,8 @@ def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluati
 
 def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation], seconds: float) -> None:
     """Evaluates on test data, exports the adapters, writes results and predictions, prints the table."""
-    test = run.evaluate("test", run.options.max_test_examples, predict=True)
+    with run.layout.joined():  # what is tested is what is deployed
+        test = run.evaluate("test", run.options.max_test_examples, predict=True)
     val = run.validation or run.validate()
     peaks = run.distributed.gather(peak_memory_bytes())
     run.state.total_seconds += seconds

@@ -106,6 +106,7 @@ class LoraLayout:
         self.num_tasks = num_tasks
         self._adapters = list(configs)
         self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._joined: dict[int, str] = {}
         self._parameters = {adapter: self._parameters_of(adapter) for adapter in configs}
         for parameter in self.parameters():
             parameter.requires_grad_(True)  # add_adapter leaves all but the first one frozen
@@ -117,9 +118,8 @@ class LoraLayout:
 
         Run the backward inside the block too: gradient checkpointing recomputes with whatever is active by then.
         """
-        wanted = [] if task is None else [SHARED, private_adapter(task)]
         before = self._active
-        self._set_active([adapter for adapter in wanted if adapter in self._parameters])
+        self._set_active([] if task is None else self._adapters_of(task))
         try:
             yield
         finally:
@@ -141,24 +141,41 @@ class LoraLayout:
         """All trainable parameters by their names in the model."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def export(self, folder: Path, task_names: Sequence[str]) -> None:
-        """Writes ``folder/<task>`` for every task, and ``folder/shared``, as standard PEFT folders.
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Lets one adapter a task act until the block ends, as it is exported: shared and private in one.
 
-        A task's shared and private adapter are joined exactly into one of rank r_shared + r_private (peft's ``cat``).
+        The sum of both is that adapter's product, exactly (peft's ``cat``, rank r_shared + r_private); only rounding
+        differs, which over all layers can come to 1e-4 in a float32 logit. Nothing can be trained meanwhile.
         """
-        for task, name in enumerate(task_names):
-            parts = [adapter for adapter in (SHARED, private_adapter(task)) if adapter in self._parameters]
-            if len(parts) == 1:
-                self._save(parts[0], folder / name)
-                continue
-            self._tuner.add_weighted_adapter(parts, [1.0, 1.0], "joined", combination_type="cat")
-            self._save("joined", folder / name)
-            self._tuner.delete_adapter("joined")
-        if SHARED in self._parameters:
-            self._save(SHARED, folder / SHARED)
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)  # delete_adapter froze them
+        parts = {task: self._adapters_of(task) for task in range(self.num_tasks)}
+        pairs = {task: pair for task, pair in parts.items() if len(pair) == 2}
+        for task, pair in pairs.items():
+            self._tuner.add_weighted_adapter(pair, [1.0, 1.0], f"joined{task}", combination_type="cat")
+            self._joined[task] = f"joined{task}"
         self._set_active([])
+        try:
+            yield
+        finally:
+            for task in pairs:
+                self._tuner.delete_adapter(self._joined.pop(task))
+            for parameter in self.parameters():
+                parameter.requires_grad_(True)  # delete_adapter froze them
+            self._set_active([])
+
+    def export(self, folder: Path, task_names: Sequence[str]) -> None:
+        """Writes ``folder/<task>`` for every task, and ``folder/shared``, as standard PEFT folders."""
+        with self.joined():
+            for task, name in enumerate(task_names):
+                [adapter] = self._adapters_of(task)
+                self._save(adapter, folder / name)
+            if SHARED in self._parameters:
+                self._save(SHARED, folder / SHARED)
+
+    def _adapters_of(self, task: int) -> list[str]:
+        if task in self._joined:
+            return [self._joined[task]]
+        return [adapter for adapter in (SHARED, private_adapter(task)) if adapter in self._parameters]
 
     def _save(self, adapter: str, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +238,11 @@ class FullLayout:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by its name; tied ones once."""
         return dict(self.model.named_parameters())
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Does nothing: there are no adapters to join."""
+        yield
 
     def export(self, folder: Path, task_names: Sequence[str]) -> None:
         """Writes the model to ``folder.parent/model``: there are no adapters."""

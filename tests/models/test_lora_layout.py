@@ -155,3 +155,22 @@ def test_full_layout_trains_everything_and_exports_a_model(tmp_path, make_model)
     layout.export(tmp_path / "adapters", ["a", "b"])
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()), logits(model))
     assert not (tmp_path / "adapters").exists()
+
+
+def test_joined_adapters_are_bit_for_bit_what_is_exported(tmp_path, make_model):
+    """In float32 the order of a sum shows: what is evaluated on test data must be what a user deploys."""
+    layout = randomized(make_model(torch.float32), lora_r=4, private_lora_r=3)
+    layout.export(tmp_path / "adapters", NAMES)
+    before = layout.named_parameters().keys()
+    for task, name in enumerate(NAMES):
+        with layout.activate(task):
+            separate = logits(layout.model)
+        with layout.joined(), layout.activate(task):
+            joined = logits(layout.model)
+        loaded = PeftModel.from_pretrained(make_model(torch.float32), tmp_path / "adapters" / name).eval()
+        assert torch.equal(logits(loaded), joined)
+        assert torch.allclose(separate, joined, rtol=0, atol=1e-4)
+        with layout.activate(task):
+            assert torch.equal(logits(layout.model), separate)
+    assert layout.named_parameters().keys() == before
+    assert all(p.requires_grad for p in layout.parameters())
