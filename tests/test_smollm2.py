@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
+from mtl.checkpoint import load_checkpoint
 from mtl.cli import main
 from mtl.data.batching import Batch
 from mtl.data.tokenized import TokenizedExample
@@ -33,8 +34,6 @@ def test_a_short_run_lowers_the_loss_and_its_adapters_load_in_plain_peft(tmp_pat
 
     tokenizer = load_tokenizer(SETTINGS, default_cache_dir())
     layout = LoraLayout(load_model(SETTINGS, default_cache_dir()), 2, lora_r=4, private_lora_r=2)
-    from mtl.checkpoint import load_checkpoint
-
     with torch.no_grad():
         saved = load_checkpoint(run)["parameters"]
         for name, parameter in layout.named_parameters().items():
@@ -43,12 +42,12 @@ def test_a_short_run_lowers_the_loss_and_its_adapters_load_in_plain_peft(tmp_pat
     for task, name in enumerate(("sentiment", "inflect")):
         loaded = PeftModel.from_pretrained(load_model(SETTINGS, default_cache_dir()), run / "adapters" / name).eval()
         for inputs in prompts:
-            with torch.no_grad(), layout.activate(task):
-                expected = layout.model(**inputs, use_cache=False).logits
+            with torch.no_grad():
                 found = loaded(**inputs, use_cache=False).logits
-            # The joined adapter adds the same products in another order; on 30 layers that is this much rounding.
-            assert float((found - expected).abs().max()) <= 1e-4
-            assert float((found - expected).norm() / expected.norm()) <= 1e-6
+                with layout.joined(), layout.activate(task):  # as the run evaluated its test data
+                    assert float((found - layout.model(**inputs, use_cache=False).logits).abs().max()) <= 1e-5
+                with layout.activate(task):  # as it trained: the same products, added in another order over 30 layers
+                    assert float((found - layout.model(**inputs, use_cache=False).logits).abs().max()) <= 5e-4
 
 
 def test_cutting_a_step_differently_stays_within_five_times_float32_s_own_error(tmp_path):
