@@ -15,7 +15,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/mtl train experiment=demo output_dir=$(DEMO_DIR)
+	$(BIN)/mtl train experiment=demo output_dir=$(DEMO_DIR) resume_from_checkpoint=auto
 
 test: install
 	$(BIN)/python -m pytest -q tests

@@ -47,15 +47,18 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep_last
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for path in [*temporary.iterdir(), temporary]:
         sync(path)
-    shutil.rmtree(final, ignore_errors=True)  # a stage border saves the same step twice
+    shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an older checkpoint
     temporary.rename(final)
     pointer = folder / f"{LATEST}.tmp"
     pointer.write_text(final.name, encoding="utf-8")
     sync(pointer)
     pointer.replace(folder / LATEST)
     sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep_last]:
-        shutil.rmtree(old)
+    complete = {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdecimal()}
+    for stale in [number for number in complete if number > step]:  # of a run that was resumed from before them
+        shutil.rmtree(complete.pop(stale))
+    for old in sorted(complete)[:-keep_last]:
+        shutil.rmtree(complete[old])
     return final
 
 

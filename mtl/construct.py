@@ -79,7 +79,8 @@ class Maker:
     """Makes objects of one group from its options and from what the run supplies.
 
     The run's values go to the constructor arguments of those names, and to no others, so that a class takes what it
-    needs. Options that map task names to values are cut to the tasks at hand: a stage may have some of them only.
+    needs. Options with a value for each task, by name or in order, are cut to the tasks at
+    hand: a stage may have only some.
 
     Args:
         group: Place in the config, for messages.
@@ -97,7 +98,7 @@ class Maker:
         self._group = group
         self._make = partial.func
         self._options = dict(partial.keywords)
-        self._all_names = set(names)
+        self._all_names = list(names)
         self.name: str = getattr(partial.func, "__name__", str(partial.func))
         self._accepted = inspect.signature(partial.func).parameters
         known = [key for key in self._accepted if key not in supplied]
@@ -116,8 +117,11 @@ class Maker:
         options = dict(self._options)
         if "names" in supplied:
             for key, value in options.items():
-                if isinstance(value, Mapping) and value and value.keys() <= self._all_names:
+                if isinstance(value, Mapping) and value and value.keys() <= set(self._all_names):
                     options[key] = {name: item for name, item in value.items() if name in supplied["names"]}
+                elif isinstance(value, list) and len(value) == len(self._all_names):
+                    pairs = zip(self._all_names, value, strict=True)
+                    options[key] = [item for name, item in pairs if name in supplied["names"]]
         supplied = {key: value for key, value in supplied.items() if key in self._accepted}
         try:
             return self._make(**supplied, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from omegaconf import OmegaConf
 
-from mtl.checkpoint import find_checkpoint, load_checkpoint
+from mtl.checkpoint import load_checkpoint
 from mtl.data.cursors import TaskCursors
 from mtl.data.loading import TaskData, load_task
 from mtl.distributed import Distributed
@@ -29,8 +28,10 @@ from mtl.models.load import fingerprint, load_model, load_tokenizer
 from mtl.reporting.results import Cost, Results, TaskResult, write_predictions, write_results
 from mtl.reporting.run_log import RunLog, peak_memory_bytes
 from mtl.reporting.summary import print_summary
+from mtl.resume import check_identity, identity_of, open_output
 from mtl.run import Run, RunState, StageParts, summaries
 from mtl.settings import Settings
+from mtl.surgery import Mean
 from mtl.training import make_parts, run_stages
 
 Answer = TypeVar("Answer")
@@ -52,14 +53,14 @@ def run_job(settings: Settings) -> Path:
 
 def make_accelerator(settings: Settings) -> Accelerator:
     """Joins the process group that a launcher has announced, if any."""
-    precision: str | None = settings.options.mixed_precision
+    cuda = torch.cuda.is_available() and not settings.options.use_cpu
+    precision = settings.options.mixed_precision
     if precision == "auto":
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
-        cuda = torch.cuda.is_available() and not settings.options.use_cpu
-        precision = launched or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "no")
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" is also what a plain launch says
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() and launched == "no" else launched
     if precision not in ("no", "bf16"):
         raise UserError(f"mixed_precision={precision}: must be no or bf16. Launch with --mixed_precision bf16.")
-    accelerator = Accelerator(mixed_precision=precision, cpu=settings.options.use_cpu or None)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not cuda)  # Apple's GPUs lack float64
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         # On a machine without GPUs accelerate starts processes that do not find each other.
@@ -71,13 +72,12 @@ def make_accelerator(settings: Settings) -> Accelerator:
 
 
 def _run_job(settings: Settings, distributed: Distributed) -> Path:
-    start = time.monotonic()
     prepared = prepare(settings, distributed)
     run = prepared.run
     try:
         base = evaluate_before(prepared, settings)
         run_stages(run, restore(run, prepared.checkpoint) if prepared.checkpoint else None)
-        finish(run, settings, base, seconds=time.monotonic() - start)
+        finish(run, settings, base)
     except BaseException:
         if run.log:
             run.log.close(succeeded=False)
@@ -109,15 +109,21 @@ def prepare(settings: Settings, distributed: Distributed) -> Prepared:
     distributed.broadcast_(parameter.data for parameter in layout.parameters())
     check_rows(settings, layout, len(data))
     packing = settings.options.packing and packing_is_exact(model)
-    checkpoint = load_checkpoint(checkpoint_folder) if checkpoint_folder else None
+    options = settings.options
+    backward = Backward(
+        model, layout, distributed, max_tokens=options.micro_batch_tokens, packing=packing, seed=options.seed
+    )
+    checkpoint = on_main_first(distributed, lambda: load_checkpoint(checkpoint_folder) if checkpoint_folder else None)
+    identity = identity_of(settings, layout, data)
+    if checkpoint:
+        check_identity(checkpoint["identity"], identity)
     log = None
     if distributed.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(config_text(settings.config), encoding="utf-8")
         log = open_log(settings, output_dir, data, checkpoint)
-        if settings.options.packing and not packing:
+        if options.packing and not packing:
             log.warn("this model lets packed examples see each other; packing is switched off")
-    options = settings.options
     run = Run(
         options=options,
         stages=settings.stages,
@@ -129,9 +135,8 @@ def prepare(settings: Settings, distributed: Distributed) -> Prepared:
         layout=layout,
         data=data,
         cursors=TaskCursors([len(item.train) for item in data], options.seed),
-        backward=Backward(
-            model, layout, distributed, max_tokens=options.micro_batch_tokens, packing=packing, seed=options.seed
-        ),
+        backward=backward,
+        identity=identity,
         state=RunState(num_tasks=len(data)),
         log=log,
     )
@@ -139,42 +144,18 @@ def prepare(settings: Settings, distributed: Distributed) -> Prepared:
 
 
 def on_main_first(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
-    """Runs ``work`` on rank 0, then on the others, who find its caches; its mistake is everyone's."""
+    """Runs ``work`` on rank 0, then on the others, who find its caches; the mistake of one is everyone's."""
     answer, mistake = None, None
-    if distributed.is_main:
-        try:
-            answer = work()
-        except UserError as error:
-            mistake = str(error)
-    mistake = distributed.broadcast_object(mistake)
-    if mistake is not None:
-        raise UserError(mistake)
-    return answer if distributed.is_main else work()  # type: ignore[return-value]
-
-
-def open_output(settings: Settings, folder: Path) -> Path | None:
-    """Checks that the output folder can be written to and holds no other run; finds the checkpoint to resume from."""
-    resume = settings.resume_from_checkpoint
-    holds_run = (folder / "metrics.jsonl").exists() or (folder / "results.json").exists()
-    if resume is None and holds_run:
-        raise UserError(
-            f"output_dir={folder} already holds a run. Choose another folder, or go on with "
-            "resume_from_checkpoint=auto."
-        )
-    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
-    if not existing.is_dir():
-        raise UserError(f"output_dir={folder}: {existing} is a file. Choose another folder.")
-    probe = existing / f".mtl-{uuid.uuid4().hex}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output_dir={folder} can't be written to: {error.strerror}. Choose another folder.") from error
-    if resume is None:
-        return None
-    if resume == "auto":
-        return find_checkpoint(folder) if (folder / "checkpoints" / "latest").exists() else None
-    return find_checkpoint(Path(resume).expanduser())
+    for turn in (True, False):
+        if distributed.is_main == turn:
+            try:
+                answer = work()
+            except UserError as error:
+                mistake = str(error)
+        found = [text for text in distributed.gather(mistake) if text is not None]
+        if found:
+            raise UserError(found[0])
+    return answer  # type: ignore[return-value]
 
 
 def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: ANN401
@@ -194,10 +175,11 @@ def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: AN
 
 def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> None:
     """Refuses surgery that has nothing to work on, and rows that would not fit."""
-    if settings.strategy["surgery"] == "Mean":
+    mean = isinstance(settings.factories.surgery(), Mean)
+    if mean and not settings.factories.weighter([task.name for task in settings.tasks]).needs:
         return
     num_shared = sum(parameter.numel() for parameter in layout.shared_parameters())
-    if num_shared == 0 and not settings.options.allow_ineffective:
+    if num_shared == 0 and not mean and not settings.options.allow_ineffective:
         raise UserError(
             f"surgery={settings.strategy['surgery']} acts on shared parameters, and this layout has none. Take "
             "surgery=mean, a layout with a shared adapter, or allow_ineffective=true."
@@ -248,6 +230,7 @@ def open_log(
 def restore(run: Run, state: dict[str, Any]) -> StageParts | None:
     """Puts a checkpoint's state back; returns the parts of the stage it was taken in, if it was taken in one."""
     run.state = RunState(**state["run"])
+    run.started -= run.state.total_seconds
     run.best_parameters = state["best_parameters"]
     run.cursors.load_state_dict(state["cursors"])
     with torch.no_grad():
@@ -293,17 +276,19 @@ def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluati
     return evaluations["test"]
 
 
-def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation], seconds: float) -> None:
+def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None:
     """Evaluates on test data, exports the adapters, writes results and predictions, prints the table."""
     with run.layout.joined():  # what is tested is what is deployed
         test = run.evaluate("test", run.options.max_test_examples, predict=True)
     val = run.validation or run.validate()
     peaks = run.distributed.gather(peak_memory_bytes())
-    run.state.total_seconds += seconds
+    seconds = time.monotonic() - run.started
     if run.log is None:
         run.distributed.barrier()
         return
     run.layout.export(run.output_dir / "adapters", run.names)
+    if (run.output_dir / "model").is_dir():
+        run.tokenizer.save_pretrained(str(run.output_dir / "model"))
     tasks = {}
     for index, item in enumerate(run.data):
         name = item.task.name
@@ -321,7 +306,7 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation], seconds
         steps=run.state.step,
         tokens=run.state.tokens,
         target_tokens=sum(run.state.target_tokens_T),
-        seconds=run.state.total_seconds,
+        seconds=seconds,
         tokens_per_second=run.state.tokens / max(run.state.training_seconds, 1e-9),
         peak_memory_bytes=max(peaks),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -77,7 +78,8 @@ class Run:
     """The parts of a run. ``log`` is ``None`` on all ranks but the first.
 
     ``best_parameters`` are those of the stage's best evaluation so far, if early stopping is on; ``validation`` is the
-    newest validation in full, of the parameters as they are.
+    newest validation in full, of the parameters as they are. ``identity`` says what a checkpoint must have in common
+    with the run, ``started`` when it began, less the time that it was interrupted.
     """
 
     options: Options
@@ -93,6 +95,8 @@ class Run:
     backward: Backward
     state: RunState
     log: RunLog | None
+    identity: Mapping[str, Any]
+    started: float = field(default_factory=time.monotonic)
     best_parameters: Mapping[str, Tensor] | None = None
     validation: list[TaskEvaluation] | None = None
 

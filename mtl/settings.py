@@ -156,6 +156,11 @@ class Settings:
             stage.check_tasks(names)
         sampler = self.factories.sampler([1] * len(names), names)
         assert len(sampler.probabilities) == len(names)
+        if "scores" in getattr(sampler, "needs", ()) and not self.options.eval_scores:
+            raise UserError(
+                f"sampler={self.strategy['sampler']} goes by validation scores, and eval_scores=false computes none. "
+                "Set eval_scores=true or sampler.signal=loss_ratio."
+            )
         weighter = self.factories.weighter(names)
         if not weighter.needs <= NEEDS_PROVIDED:
             raise UserError(
@@ -215,7 +220,8 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
         output_dir=output_dir,
         cache_dir=cache_dir,
         resume_from_checkpoint=config["resume_from_checkpoint"],
-        config={**config, "output_dir": str(output_dir)},
+        # The run's folder tells its config; it was not resumed by whoever repeats it.
+        config={**config, "output_dir": str(output_dir), "resume_from_checkpoint": None},
         strategy={**strategy, "stages": "+".join(order)},
     )
     settings.check()

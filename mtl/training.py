@@ -7,6 +7,7 @@ see the stage's own numbering of them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -151,7 +152,12 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
 
     learning_rate = float(parts.scheduler.get_last_lr()[0])
     max_norm = float("inf") if run.options.max_grad_norm is None else run.options.max_grad_norm
-    grad_norm = nn.utils.clip_grad_norm_(run.layout.parameters(), max_norm)
+    grad_norm = float(nn.utils.clip_grad_norm_(run.layout.parameters(), max_norm))
+    if not math.isfinite(grad_norm):
+        raise UserError(
+            f"The gradient is not finite at step {run.state.step + 1}. Lower learning_rate; the last checkpoint is "
+            "kept."
+        )
     parts.optimizer.step()
     parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +172,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         probabilities_T=probabilities_T,
         gramian_MM=gramian_MM,
         coefficients_M=coefficients_M,
-        grad_norm=float(grad_norm),
+        grad_norm=grad_norm,
         learning_rate=learning_rate,
         num_tokens=batch.num_tokens,
         num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
@@ -242,7 +248,7 @@ def spread(values_M: Tensor, parts: StageParts, tasks: Sequence[int], num_tasks:
 def check_finite(run: Run, gradients: TaskGradients) -> None:
     """Stops before a NaN or infinite loss reaches the parameters."""
     for task, loss in zip(gradients.tasks, gradients.losses_M.tolist(), strict=True):
-        if loss != loss or loss == float("inf"):
+        if not math.isfinite(loss):
             raise UserError(
                 f"The loss of task {run.names[task]!r} is {loss} at step {run.state.step + 1}. Lower learning_rate, or "
                 "look for damaged examples; the last checkpoint is kept."
@@ -297,7 +303,9 @@ def end_stage(run: Run, parts: StageParts) -> None:
         with torch.no_grad():
             for name, parameter in run.layout.named_parameters().items():
                 parameter.copy_(run.best_parameters[name])
-        run.validate()
+        evaluations = run.validate()
+        if run.log:
+            run.log.evaluation(run.state, parts.stage.name, run.names, evaluations)
     if run.log:
         run.log.end_stage()
     run.state.history.append(
@@ -319,7 +327,9 @@ def save(run: Run, parts: StageParts | None) -> None:
     if run.log is None:
         run.distributed.barrier()
         return
+    run.state.total_seconds = time.monotonic() - run.started
     state = {
+        "identity": run.identity,
         "run": asdict(run.state),
         "parameters": dict(run.layout.named_parameters()),
         "best_parameters": None if run.best_parameters is None else dict(run.best_parameters),

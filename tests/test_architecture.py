@@ -20,7 +20,7 @@ ORDER = [
     ("gradients", "evaluation", "stages"),
     ("reporting",),
     ("settings",),
-    ("run",),
+    ("run", "resume"),
     ("training",),
     ("job",),
     ("train",),

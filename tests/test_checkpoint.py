@@ -49,6 +49,14 @@ def test_old_checkpoints_are_deleted_and_the_newest_is_latest(tmp_path):
     assert load_checkpoint(tmp_path / "step-000100")["step"] == 100
 
 
+def test_the_checkpoint_just_written_is_never_deleted(tmp_path):
+    for step in (999_999, 1_000_000):
+        save_checkpoint(tmp_path, step, {"step": step}, keep_last=1)
+    assert load_checkpoint(tmp_path)["step"] == 1_000_000
+    save_checkpoint(tmp_path, 85, {"step": 85}, keep_last=1)  # resumed from an older one, say
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000085"]
+
+
 def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"step": 1}, keep_last=2)
     (tmp_path / "step-000002.tmp").mkdir()

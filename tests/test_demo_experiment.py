@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mtl.reporting.results import read_results
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "experiments" / "demo"
 
@@ -18,6 +20,12 @@ def test_the_readme_quotes_the_committed_results():
         [row] = [line for line in readme.splitlines() if line.startswith(quoted)]
         for number in (task["base"][metric], task["test"][metric], task["base"]["loss"], task["test"]["loss"]):
             assert f"{number:.3f}" in row, (name, number)
+
+
+def test_the_committed_results_are_read_back():
+    results = read_results(FOLDER / "results.json")
+    assert len(results.tasks) == 8
+    assert results.cost.steps == 56
 
 
 def test_the_demo_moved_all_levers():

@@ -110,6 +110,7 @@ class LoraLayout:
         self._parameters = {adapter: self._parameters_of(adapter) for adapter in configs}
         for parameter in self.parameters():
             parameter.requires_grad_(True)  # add_adapter leaves all but the first one frozen
+        model.train(model.training)  # new modules begin in training mode: dropout would act in an evaluation
         self._set_active([])
 
     @contextmanager
@@ -216,6 +217,8 @@ class FullLayout:
     def __init__(self, model: nn.Module, num_tasks: int) -> None:
         self.model = model
         self.num_tasks = num_tasks
+        if next(model.parameters()).dtype in (torch.float16, torch.bfloat16):
+            model.float()  # at usual learning rates a half-precision weight would round almost every update away
         model.requires_grad_(True)
 
     @contextmanager

@@ -181,6 +181,8 @@ def _refuse_constant(constant: str) -> None:
 def _read_task(task: _Object) -> TaskResult:
     values = task.pick(TASK_KINDS)
     for split in ("base", "val", "test"):
-        keys = {*values[split], "loss", values["metric"] or "loss"}
+        # The validation of a run may be of losses only.
+        metric = "loss" if split == "val" else values["metric"] or "loss"
+        keys = {*values[split], "loss", metric}
         task.object(split).pick(dict.fromkeys(keys, "a number or null"))
     return TaskResult(**values)

@@ -67,6 +67,7 @@ class Performance:
             raise ValueError(f"smoothing: must be in [0, 1), found {smoothing}; 0.9 averages about 10 steps")
         self._sizes_T = checked_sizes(sizes)
         num_tasks = len(self._sizes_T)
+        self.needs = frozenset({"scores"}) if signal == "gap" else frozenset()
         self._signal = signal
         self._targets_T = _target_of_each_task(targets, names, num_tasks)
         self._exponent = exponent

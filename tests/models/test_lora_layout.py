@@ -126,6 +126,21 @@ def test_export_leaves_the_layout_trainable(tmp_path, make_model):
         assert torch.equal(logits(layout.model), expected)
 
 
+def test_dropout_follows_the_mode_that_the_model_is_in(make_model):
+    model = make_model().eval()
+    layout = LoraLayout(model, 1, lora_r=4, lora_dropout=0.5)
+    with torch.no_grad():
+        for parameter in layout.parameters():
+            parameter.fill_(0.1)
+    with layout.activate(0):
+        assert torch.equal(logits(model), logits(model))
+
+
+def test_full_layout_trains_in_float32_where_the_weights_are_half(make_model):
+    assert {p.dtype for p in FullLayout(make_model(torch.bfloat16), 1).parameters()} == {torch.float32}
+    assert {p.dtype for p in FullLayout(make_model(torch.float64), 1).parameters()} == {torch.float64}
+
+
 def test_layers_are_named_explicitly_without_the_output(make_model):
     names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert linear_layer_names(make_model()) == names
