@@ -154,6 +154,7 @@ class LoraLayout:
         for task, pair in pairs.items():
             self._tuner.add_weighted_adapter(pair, [1.0, 1.0], f"joined{task}", combination_type="cat")
             self._joined[task] = f"joined{task}"
+        self.model.train(self.model.training)  # as in the constructor
         self._set_active([])
         try:
             yield

@@ -128,11 +128,13 @@ def test_export_leaves_the_layout_trainable(tmp_path, make_model):
 
 def test_dropout_follows_the_mode_that_the_model_is_in(make_model):
     model = make_model().eval()
-    layout = LoraLayout(model, 1, lora_r=4, lora_dropout=0.5)
+    layout = LoraLayout(model, 1, lora_r=4, private_lora_r=2, lora_dropout=0.5)
     with torch.no_grad():
         for parameter in layout.parameters():
             parameter.fill_(0.1)
     with layout.activate(0):
+        assert torch.equal(logits(model), logits(model))
+    with layout.joined(), layout.activate(0):
         assert torch.equal(logits(model), logits(model))
 
 
