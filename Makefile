@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_DIR ?= outputs/demo
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-slow test-all check clean
 
 install: .venv/installed
 
@@ -18,6 +18,13 @@ demo: install
 	$(BIN)/mtl train experiment=demo output_dir=$(DEMO_DIR) resume_from_checkpoint=auto
 
 test: install
+	$(BIN)/python -m pytest -q -m "not slow and not full" tests
+
+# The long forms: kills, random cases on several processes. Under 40 minutes on two cores.
+test-slow: install
+	$(BIN)/python -m pytest -q -m slow tests
+
+test-all: install
 	$(BIN)/python -m pytest -q tests
 
 check: install

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+SLURM = ["hydra-submitit-launcher>=1.2,<2"]
+
 setup(
     name="mtl-sft",
     version="0.1.0",
@@ -36,6 +38,9 @@ setup(
         "rouge-score>=0.1.2",
         "jiwer>=4",
     ],
-    extras_require={"test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "setuptools>=77"]},
+    extras_require={
+        "slurm": SLURM,
+        "test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "setuptools>=77", *SLURM],
+    },
     entry_points={"console_scripts": ["mtl=mtl.cli:main"]},
 )

@@ -7,18 +7,19 @@ the number of rows: M with the tasks apart, 1 with them mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtl.data.batching import Batch, MicroBatch
-from mtl.distributed import Distributed
+from mtl.data.batching import Batch, MicroBatch, idle
+from mtl.distributed import Distributed, as_shard, is_shard, local
 from mtl.errors import UserError
 from mtl.interfaces import AdapterLayout
 from mtl.models.forward import target_nll
+from mtl.surgery import gramian
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TaskGradients:
         tasks: The M present tasks, ascending.
         losses_M: Mean NLL over all target tokens of each task [nats], float64 on the CPU.
         shared_RN: Gradients with respect to the shared parameters: rows ``g_t`` if apart, else that of the objective.
+            Of sharded parameters, this rank's part of the columns.
         private: Flat gradient of each present task's private parameters, in the order of ``tasks``.
     """
 
@@ -40,6 +42,9 @@ class TaskGradients:
 
 class Backward:
     """Runs the forward and backward passes of a step.
+
+    ``loss_scale`` multiplies every loss before its backward, and divides the gradients once they are summed. Powers of
+    two change no bit, except where a float16 gradient would have been too small without.
 
     Args:
         model: The causal LM that ``layout`` has put its parameters on.
@@ -66,6 +71,7 @@ class Backward:
         self.max_tokens = max_tokens
         self.packing = packing
         self.seed = seed
+        self.loss_scale = 1.0
         self._buffer = torch.empty(0)
         dtypes = {parameter.dtype for parameter in layout.parameters()}
         if len(dtypes) > 1:
@@ -77,6 +83,21 @@ class Backward:
         """N."""
         return sum(parameter.numel() for parameter in self.layout.shared_parameters())
 
+    @property
+    def shards_rows(self) -> bool:
+        """Whether this rank holds only a part of each row: where the shared parameters are sharded."""
+        return any(is_shard(parameter) for parameter in self.layout.shared_parameters())
+
+    def gramian(self, gradients: TaskGradients) -> Tensor:
+        """``J J^T`` [R, R] of the rows, float64 on the CPU, the same on every rank."""
+        gramian_RR = gramian(gradients.shared_RN)
+        if not self.shards_rows:
+            return gramian_RR
+        gramian_RR = self.distributed.sum_(gramian_RR.to(self.distributed.device)).cpu()
+        return (
+            gramian_RR + gramian_RR.T
+        ) / 2  # the ranks' terms may have been added in another order below the diagonal
+
     def __call__(self, batch: Batch, scale_T: Tensor, *, step: int, apart: bool) -> TaskGradients:
         """Gradients of ``scale_t L_t``: one row a present task if ``apart``, else one row of their sum.
 
@@ -87,7 +108,7 @@ class Backward:
         per_target_T = (scale_T.double() / num_targets_T.clamp(min=1)).to(self.distributed.device)
         shared_RN, private = self._buffers(tasks, num_rows=len(tasks) if apart else 1)
         nll_T = torch.zeros(batch.num_tasks, dtype=torch.float64, device=self.distributed.device)
-        for micro_batch in self._micro_batches(batch, step, mix_tasks=not (apart or self._has_private(tasks))):
+        for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=not (apart or self._has_private(tasks))):
             task = micro_batch.tasks[0]
             row = shared_RN[tasks.index(task) if apart else 0]
             attach(self.layout.shared_parameters(), row)
@@ -97,29 +118,52 @@ class Backward:
                 nll = target_nll(self.model, micro_batch)
                 # Sums over target tokens with the step's own denominators: a mean of micro-batch means would weigh
                 # a token by how few others share its micro-batch.
-                (nll * per_target_T[micro_batch.label_tasks].to(nll.dtype)).sum().backward()
+                loss = (nll * per_target_T[micro_batch.label_tasks].to(nll.dtype)).sum()
+                (loss * self.loss_scale).backward()
             nll_T.index_add_(0, micro_batch.label_tasks, nll.detach().double())
         for parameter in self.layout.parameters():
             parameter.grad = None
         self.distributed.sum_(nll_T)
-        self.distributed.sum_(self._buffer)
+        if not self.shards_rows:  # those FSDP has summed in the backward
+            self.distributed.sum_(self._buffer)
+        if self.loss_scale != 1.0:
+            self._buffer.div_(self.loss_scale)
         losses_T = nll_T.cpu() / num_targets_T.clamp(min=1)
         return TaskGradients(tasks, losses_T[tasks], shared_RN, private)
 
-    def _micro_batches(self, batch: Batch, step: int, *, mix_tasks: bool) -> Iterator[MicroBatch]:
+    def _micro_batches(self, batch: Batch, step: int, tasks: Sequence[int], *, mix_tasks: bool) -> Iterator[MicroBatch]:
         rank = self.distributed.rank
         mine = batch.slice(rank, self.distributed.world_size)
         cut = mine.micro_batches(self.max_tokens, packing=self.packing, mix_tasks=mix_tasks)
-        for index, micro_batch in enumerate(cut):
+        for index, micro_batch in enumerate(self._in_step(cut, tasks[:1] if mix_tasks else tasks)):
             # Seeding every micro-batch makes dropout a function of this tuple, so no generator state is ever saved.
             entropy = np.random.SeedSequence([self.seed, step, rank, index])
             torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             yield micro_batch.to(self.distributed.device)
 
+    def _in_step(self, cut: Iterable[MicroBatch], groups: Sequence[int]) -> Iterable[MicroBatch]:
+        """With sharded parameters, adds idle micro-batches until every rank has as many of each group as the others.
+
+        A group is one task, or all of them where ``groups`` is one task only. Ranks must also run the same task at the
+        same time, since FSDP sums the gradients of one backward over them, into one row.
+        """
+        if not self.distributed.sharded:
+            return cut
+        alone = len(groups) == 1
+        groups_of_cut: dict[int, list[MicroBatch]] = {task: [] for task in groups}
+        for micro_batch in cut:
+            groups_of_cut[groups[0] if alone else micro_batch.tasks[0]].append(micro_batch)
+        counts = self.distributed.gather([len(group) for group in groups_of_cut.values()])
+        return [
+            micro_batch
+            for (task, group), most in zip(groups_of_cut.items(), map(max, *counts), strict=True)
+            for micro_batch in [*group, *[idle(task)] * (most - len(group))]
+        ]
+
     def _buffers(self, tasks: Sequence[int], num_rows: int) -> tuple[Tensor, list[Tensor]]:
         """Zeroed [R, N] rows and flat private gradients, all in one buffer, so that one all-reduce sums them."""
-        sizes = [sum(parameter.numel() for parameter in self.layout.private_parameters(task)) for task in tasks]
-        num_shared = self.num_shared
+        sizes = [num_local(self.layout.private_parameters(task)) for task in tasks]
+        num_shared = num_local(self.layout.shared_parameters())
         needed = num_rows * num_shared + sum(sizes)
         if self._buffer.numel() != needed:
             self._buffer = torch.empty(needed, dtype=self.dtype, device=self.distributed.device)
@@ -132,7 +176,15 @@ class Backward:
 
 
 def attach(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
-    """Points every ``.grad`` into ``flat``, where a backward then accumulates without a copy."""
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
-        parameter.grad = part.view_as(parameter)
+    """Points every ``.grad`` into ``flat``, where a backward then accumulates without a copy.
+
+    Of sharded parameters ``flat`` holds this rank's parts.
+    """
+    parts = [local(parameter) for parameter in parameters]
+    for parameter, part, grad in zip(parameters, parts, flat.split([part.numel() for part in parts]), strict=True):
+        parameter.grad = as_shard(grad.view_as(part), parameter)
+
+
+def num_local(parameters: Sequence[nn.Parameter]) -> int:
+    """Elements of parameters that this rank holds."""
+    return sum(local(parameter).numel() for parameter in parameters)

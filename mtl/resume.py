@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtl.checkpoint import find_checkpoint
+import torch
+
+from mtl.checkpoint import newest_checkpoint, read_checkpoint
 from mtl.data.loading import TaskData
+from mtl.distributed import Distributed
 from mtl.errors import UserError
 from mtl.interfaces import AdapterLayout
-from mtl.settings import Settings
+from mtl.settings import Options, Settings
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
+# Options that leave a checkpoint's state what it is, bit for bit or (what ENVIRONMENT holds) to rounding.
+NEUTRAL = frozenset(
+    {
+        "output_dir",
+        "cache_dir",
+        "resume_from_checkpoint",
+        "allow_config_change",
+        "allow_ineffective",
+        "max_row_bytes",
+        "max_test_examples",
+        "keep_last",
+        "keep_best",
+        "non_finite",
+        "max_skipped_steps",
+        "micro_batch_tokens",
+        "eval_micro_batch_tokens",
+        "packing",
+        "use_cpu",
+        "deterministic",
+    }
+)
+ENVIRONMENT = ("micro_batch_tokens", "eval_micro_batch_tokens", "packing", "deterministic")
 
 
-def open_output(settings: Settings, folder: Path) -> Path | None:
-    """Checks that the output folder can be written to and holds no other run; finds the checkpoint to resume from."""
+def open_output(settings: Settings, folder: Path) -> None:
+    """Checks that the output folder can be written to and holds no other run.
+
+    Raises:
+        UserError: Names the folder and what is wrong with it.
+    """
     resume = settings.resume_from_checkpoint
     holds_run = (folder / "metrics.jsonl").exists() or (folder / "results.json").exists()
     if resume is None and holds_run:
@@ -32,40 +64,142 @@ def open_output(settings: Settings, folder: Path) -> Path | None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"output_dir={folder} can't be written to: {error.strerror}. Choose another folder.") from error
-    if resume is None:
-        return None
-    if resume == "auto":
-        return find_checkpoint(folder) if (folder / "checkpoints" / "latest").exists() else None
-    checkpoint = find_checkpoint(Path(resume).expanduser())
-    if holds_run and checkpoint.resolve().parent.parent != folder.resolve():
+    if resume not in (None, "auto") and holds_run and not belongs_to(Path(resume).expanduser(), folder):
         raise UserError(
             f"output_dir={folder} already holds another run than resume_from_checkpoint={resume}. Choose another "
             "folder."
         )
-    return checkpoint
 
 
-def identity_of(settings: Settings, layout: AdapterLayout, data: Sequence[TaskData]) -> dict[str, Any]:
-    """What must be the same for a checkpoint's state to fit a run."""
+def belongs_to(checkpoint: Path, folder: Path) -> bool:
+    """Whether the path is the run folder, its folder of checkpoints or one of these."""
+    path, run = checkpoint.resolve(), folder.resolve()
+    return path == run or (run / "checkpoints") in (path, path.parent)
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, if any, and a warning for each damaged one that was passed over.
+
+    Args:
+        resume: ``auto`` (the newest of the output folder, if any), a run folder or one of its checkpoints.
+        folder: The output folder.
+
+    Raises:
+        UserError: There is none where one was asked for, or the one that was named is damaged.
+    """
+    if resume is None:
+        return None, []
+    path = folder if resume == "auto" else Path(resume).expanduser()
+    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
+        return read_checkpoint(path).path, []
+    newest, damaged = newest_checkpoint(path)
+    if newest is None and damaged:
+        raise UserError(f"resume_from_checkpoint={resume}: no checkpoint verifies. {damaged[0]} Start a new run.")
+    if newest is None and resume != "auto":
+        raise UserError(
+            f"resume_from_checkpoint={path}: no checkpoint there. Give a run folder or one of its checkpoints/step-*."
+        )
+    return None if newest is None else newest.path, damaged
+
+
+def identity_of(
+    settings: Settings, layout: AdapterLayout, data: Sequence[TaskData], model_fingerprint: str
+) -> dict[str, Any]:
+    """What decides the numbers of a run, and so must be the same for a checkpoint to belong to it.
+
+    Data and model count by their content, wherever they lie.
+    """
     return {
-        "tasks": {item.task.name: len(item.train) for item in data},
-        "strategy": dict(settings.strategy),
+        "config": {key: value for key, value in flattened(settings.config) if not is_neutral(key)},
+        "tasks": {item.task.name: f"{len(item.train)} examples, {item.fingerprint[:16]}" for item in data},
+        "model": {"weights": model_fingerprint[:16]},
         "parameters": {name: list(parameter.shape) for name, parameter in layout.named_parameters().items()},
     }
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of other tasks (their order counts), strategies or trainable parameters."""
+def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_neutral(key: str) -> bool:
+    """Whether a config key, dotted, leaves the numbers alone."""
+    group, _, rest = key.partition(".")
+    return (
+        key in NEUTRAL
+        or group in ("launch", "strategy", "experiment")
+        or key == "model.name_or_path"
+        or (group == "tasks" and rest.endswith(".path"))
+    )
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow_config_change: bool) -> list[str]:
+    """Refuses a checkpoint whose numbers are not those of this run.
+
+    Returns:
+        A warning, if the run goes on with a changed config because it was told to.
+
+    Raises:
+        UserError: Lists what has changed.
+    """
+    changes = {key: differences(saved[key], now[key]) for key in ("config", "tasks", "model", "parameters")}
     for key, remedy in (
-        ("tasks", "Give the same tasks, data and order"),
-        ("strategy", "Give the same sampler, weighter, surgery, adapters and stages"),
         ("parameters", "Give the same model, ranks and target modules"),
+        ("model", "Give the same model"),
+        ("tasks", "Give the same tasks, data and order"),
     ):
-        before, after = saved[key], now[key]
-        if list(before.items()) != list(after.items()):
-            names = [*before, *(name for name in after if name not in before)]
-            odd = next((name for name in names if before.get(name) != after.get(name)), next(iter(before)))
+        # A changed option says more than the shapes that follow from it.
+        if changes[key] and not changes["config"]:
             raise UserError(
-                f"resume_from_checkpoint: the checkpoint has other {key} than this run: {odd} was {before.get(odd)}, "
-                f"is {after.get(odd)} (or the order differs). {remedy}, or start a new run."
+                f"resume_from_checkpoint: the checkpoint has other {key} than this run: {changes[key][0]} (or the "
+                f"order differs). {remedy}, or start a new run."
             )
+    if not changes["config"]:
+        return []
+    listed = "; ".join(changes["config"])
+    if not allow_config_change:
+        raise UserError(
+            f"resume_from_checkpoint: these options would lead to other numbers than the checkpoint's: {listed}. Put "
+            "them back, start a new run, or set allow_config_change=true."
+        )
+    if changes["parameters"] or changes["tasks"]:
+        raise UserError(
+            f"resume_from_checkpoint: the checkpoint's state does not fit: "
+            f"{(changes['parameters'] or changes['tasks'])[0]}. Put back {listed}, or start a new run."
+        )
+    return [f"going on with a changed config: {listed}"]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """One text for each entry that is not the same; the order counts too."""
+    missing = object()
+    keys = [*before, *(key for key in after if key not in before)]
+    odd = [key for key in keys if before.get(key, missing) != after.get(key, missing)]
+    if not odd and list(before) != list(after):
+        odd = [next(a for a, b in zip(before, after, strict=True) if a != b)]
+    return [f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}" for key in odd]
+
+
+def environment_of(options: Options, distributed: Distributed, dtype: torch.dtype) -> dict[str, Any]:
+    """What the last bits of a run's numbers depend on, beside its config."""
+    return {
+        "processes": distributed.world_size,
+        "sharded": distributed.sharded,
+        "device": distributed.device.type,
+        "dtype": f"{dtype} {distributed.accelerator.mixed_precision}",
+        "threads": torch.get_num_threads(),
+        **{key: getattr(options, key) for key in ENVIRONMENT},
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def environment_warnings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A warning, if the run goes on where its numbers will agree to rounding only."""
+    changed = differences(saved, now)
+    if not changed:
+        return []
+    return [f"resuming where {'; '.join(changed)}: the numbers go on alike to rounding, not bit for bit"]

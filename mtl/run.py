@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from torch import Tensor
@@ -15,25 +16,37 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.data.cursors import TaskCursors
 from mtl.data.loading import TaskData
-from mtl.distributed import Distributed
+from mtl.distributed import Distributed, shard_like
+from mtl.errors import Stopped
 from mtl.evaluation.evaluate import Progress, evaluate
 from mtl.evaluation.results import TaskEvaluation
 from mtl.gradients import Backward
 from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
+from mtl.interrupt import StopSignal
+from mtl.loss_scale import LossScale
 from mtl.reporting.run_log import RunLog
 from mtl.settings import Factories, Options
 from mtl.stages import Stage
 
+STATEFUL_PARTS = ("sampler", "weighter", "surgery", "optimizer", "scheduler")
+
 
 @dataclass
 class RunState:
-    """Everything that counts; a checkpoint holds it whole. Indices of tasks are the run's, not a stage's."""
+    """Everything that counts; a checkpoint holds it whole. Indices of tasks are the run's, not a stage's.
+
+    ``evaluated_stage_step`` is the stage's step of its newest evaluation; ``num_records`` how many lines
+    ``metrics.jsonl`` had when the state was saved.
+    """
 
     num_tasks: int
     step: int = 0
     stage: int = 0
     stage_step: int = 0
     stage_tasks: list[int] | None = None
+    evaluated_stage_step: int = 0
+    num_skipped_steps: int = 0
+    num_records: int = 0
     tokens: int = 0
     training_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -56,6 +69,12 @@ class RunState:
         pairs = zip(self.validation_T, self.base_validation_T, strict=True)
         return [now["loss"] / base["loss"] for now, base in pairs]
 
+    @property
+    def mean_loss_ratio(self) -> float:
+        """Their mean over the tasks: what early stopping and the choice of the best checkpoint go by."""
+        ratios = self.loss_ratios_T
+        return sum(ratios) / len(ratios)
+
 
 @dataclass
 class StageParts:
@@ -72,6 +91,39 @@ class StageParts:
     scheduler: LRScheduler
     evaluation_steps: frozenset[int]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each part, with the name of its class."""
+        return {
+            name: {"class": type(getattr(self, name)).__name__, "state": getattr(self, name).state_dict()}
+            for name in STATEFUL_PARTS
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Puts the parts' states back; a part of another class starts afresh, and its name is returned."""
+        changed = [name for name in STATEFUL_PARTS if state[name]["class"] != type(getattr(self, name)).__name__]
+        for name in STATEFUL_PARTS:
+            if name not in changed:
+                part_state = state[name]["state"]
+                getattr(self, name).load_state_dict(
+                    sharded_moments(part_state, self.optimizer) if name == "optimizer" else part_state
+                )
+        return changed
+
+
+def sharded_moments(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's saved state, with what has the shape of its parameter spread over the ranks like that."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            key: shard_like(value, parameters[index])
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape
+            else value
+            for key, value in entry.items()
+        }
+        for index, entry in state["state"].items()
+    }
+    return {**state, "state": moments}
+
 
 @dataclass
 class Run:
@@ -79,7 +131,8 @@ class Run:
 
     ``best_parameters`` are those of the stage's best evaluation so far, if early stopping is on; ``validation`` is the
     newest validation in full, of the parameters as they are. ``identity`` says what a checkpoint must have in common
-    with the run, ``started`` when it began, less the time that it was interrupted.
+    with the run, ``environment`` what it should have for the same bits; ``started`` when the run began, less the time
+    that it was interrupted.
     """
 
     options: Options
@@ -96,6 +149,9 @@ class Run:
     state: RunState
     log: RunLog | None
     identity: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    loss_scale: LossScale
+    stop: StopSignal
     started: float = field(default_factory=time.monotonic)
     best_parameters: Mapping[str, Tensor] | None = None
     validation: list[TaskEvaluation] | None = None
@@ -109,13 +165,32 @@ class Run:
         """A progress bar on rank 0, nothing elsewhere."""
         return self.log.work(label) if self.log else nullcontext()
 
+    def check_stop(self) -> None:
+        """Ends the run if any rank was asked to stop; ranks call it at the same points.
+
+        Raises:
+            Stopped: On every rank.
+        """
+        number = self.distributed.largest(self.stop.received)
+        if number:
+            raise Stopped(
+                number,
+                f"Stopped by {Signals(number).name} after step {self.state.step}, with everything saved. To go on: the "
+                f"same command with output_dir={self.output_dir} resume_from_checkpoint=auto.",
+            )
+
+    def activate(self, task: int | None) -> AbstractContextManager[None]:
+        """The layout's ``activate`` for evaluations, which can be stopped between two tasks."""
+        self.check_stop()
+        return self.layout.activate(task)
+
     def evaluate(self, split: str, max_examples: int | None, *, predict: bool) -> list[TaskEvaluation]:
         """Evaluates all tasks, each with its own adapters; identical on every rank."""
         with self.work(f"evaluating {split}") as progress:
             return evaluate(
                 self.model,
                 self.tokenizer,
-                self.layout.activate,
+                self.activate,
                 self.data,
                 split=split,
                 max_examples=max_examples,

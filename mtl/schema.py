@@ -47,7 +47,12 @@ class RunConfig:
     max_eval_examples: int | None = MISSING
     max_test_examples: int | None = MISSING
     early_stopping_patience: int | None = MISSING
-    save_total_limit: int = MISSING
+    non_finite: str = MISSING
+    max_skipped_steps: int = MISSING
+    keep_last: int = MISSING
+    keep_best: int = MISSING
+    allow_config_change: bool = MISSING
+    deterministic: bool = MISSING
     model: Any = None
     tasks: Any = None
     adapters: Any = None
@@ -56,6 +61,7 @@ class RunConfig:
     surgery: Any = None
     optimizer: Any = None
     scheduler: Any = None
+    launch: Any = None
     stage_order: list[str] = MISSING
     stages: Any = None
 
@@ -67,7 +73,7 @@ def schema() -> DictConfig:
     class it is meant for, which can say what there is.
     """
     config = OmegaConf.structured(RunConfig)
-    for group in ("tasks", "stages", "model", *SUPPLIED):
+    for group in ("tasks", "stages", "model", "launch", *SUPPLIED):
         config[group] = DictConfig({}, flags={"struct": False})
     assert isinstance(config, DictConfig)
     return config

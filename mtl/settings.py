@@ -24,7 +24,8 @@ from mtl.tasks import Task, check_task_names
 CHOICES = {
     "share": ("sampled", "equal", "tokens"),
     "too_long": ("error", "drop"),
-    "mixed_precision": ("auto", "no", "bf16"),
+    "mixed_precision": ("auto", "no", "bf16", "fp16"),
+    "non_finite": ("stop", "skip"),
 }
 POSITIVE = (
     "num_epochs",
@@ -41,7 +42,7 @@ POSITIVE = (
     "max_eval_examples",
     "max_test_examples",
     "early_stopping_patience",
-    "save_total_limit",
+    "keep_last",
 )
 NEEDS_PROVIDED = frozenset({"losses", "gramian"})
 
@@ -77,7 +78,12 @@ class Options:
     max_eval_examples: int | None
     max_test_examples: int | None
     early_stopping_patience: int | None
-    save_total_limit: int
+    non_finite: str
+    max_skipped_steps: int
+    keep_last: int
+    keep_best: int
+    allow_config_change: bool
+    deterministic: bool
 
     def __post_init__(self) -> None:
         for key in POSITIVE:
@@ -89,8 +95,9 @@ class Options:
                 raise UserError(f"{key}={getattr(self, key)}: must be one of {', '.join(choices)}.")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"warmup_ratio={self.warmup_ratio}: must be a share of the steps, at least 0 and below 1.")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: must not be negative.")
+        for key in ("seed", "keep_best", "max_skipped_steps"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}={getattr(self, key)}: must not be negative.")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +23,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
-from yaml import MarkedYAMLError, YAMLError
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from mtl.construct import Maker, did_you_mean
-from mtl.errors import UserError
+from mtl import mistakes, ranks
+from mtl.construct import Maker, build, did_you_mean
+from mtl.errors import Stopped, UserError
+from mtl.launch import JobFailed, Launch, RankFailed, new_folder, run_processes
 from mtl.overrides import escape, unescape
 from mtl.schema import SUPPLIED, schema
 
@@ -54,9 +58,16 @@ overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the f
   max_steps=100 batch_size=16 learning_rate=2e-4 max_length=1024 seed=0
   output_dir=outputs/mine resume_from_checkpoint=auto
 
-on several processes: accelerate launch -m mtl.train [overrides]
+on several processes, which are started for you, also for each run of a sweep:
+  launch=gpus|fsdp2                               a process for each GPU, with all or with a part of the model
+  launch.num_processes=2                          so many processes; without GPUs on CPUs (launch=cpu)
+  -m launch=slurm                                 each run of the sweep as a Slurm job
+or by accelerate launch -m mtl.train [overrides]
 """
-TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+OTHER_CHOICES = {
+    "tasks": " For your own data: tasks=none tasks.mine.path=...",
+    "hydra/launcher": " For Slurm: pip install 'mtl-sft[slurm]'.",
+}
 
 
 def config_dir() -> Path:
@@ -67,7 +78,8 @@ def config_dir() -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``mtl train`` and returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
+    """Runs ``mtl train`` and returns the exit code: 0, 1 for a failure, 2 for a user's mistake, 128 + a signal."""
+    ranks.end_with_launcher()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars would fill a log file
     parser = argparse.ArgumentParser(prog="mtl train", add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -90,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(UserError(f"{error}. See mtl train --help."), debug=debug)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         return report(error, debug=debug)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if not ranks.is_rank():
+            raise
+        ranks.fail(error)
+        return 1
 
 
 def run_or_sweep(arguments: argparse.Namespace) -> int:
@@ -101,11 +120,13 @@ def run_or_sweep(arguments: argparse.Namespace) -> int:
         )
     if arguments.multirun:
         return sweep(arguments)
-    config = composed(arguments.overrides, arguments.config_dir, arguments.config)
+    config = composed(arguments.overrides, arguments.config_dir, arguments.config, alone=not arguments.cfg)
     if arguments.cfg:
         print(OmegaConf.to_yaml(config), end="")
         return 0
-    return job(config, Path("outputs") / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"), debug=arguments.debug)
+    folder = Path("outputs") / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+    with nullcontext(folder) if config.output_dir else new_folder(folder) as own_folder:
+        return job(config, own_folder, debug=arguments.debug)
 
 
 def parsable(override: str) -> str:
@@ -117,11 +138,13 @@ def parsable(override: str) -> str:
     return override
 
 
-def composed(overrides: Sequence[str], own_configs: str | None = None, run_config: str | None = None) -> DictConfig:
+def composed(
+    overrides: Sequence[str], own_configs: str | None = None, run_config: str | None = None, *, alone: bool = False
+) -> DictConfig:
     """The config that the overrides give, over ``conf/train.yaml`` or over the ``config.yaml`` of a run.
 
     Raises:
-        UserError: A choice or a key does not exist.
+        UserError: A choice or a key does not exist, or the config is for a sweep and is used ``alone``.
     """
     ConfigStore.instance().store("schema", node=schema())
     searched = [f"hydra.searchpath=[{Path(own_configs).resolve().as_uri()}]"] if own_configs else []
@@ -135,11 +158,12 @@ def composed(overrides: Sequence[str], own_configs: str | None = None, run_confi
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
-            config = compose("run" if run_config else "train", overrides=[*searched, *overrides])
+            all_overrides = [*searched, *overrides]
+            config = compose("run" if run_config else "train", overrides=all_overrides, return_hydra_config=True)
         except MissingConfigException as error:
             group, _, name = (error.missing_cfg_file or "").rpartition("/")
             choices = GlobalHydra.instance().config_loader().get_group_options(group)
-            own = " For your own data: tasks=none tasks.mine.path=..." if group == "tasks" else ""
+            own = OTHER_CHOICES.get(group, "")
             raise UserError(
                 f"{group}={name}: there is no such choice.{did_you_mean(name, choices)} "
                 f"There are: {', '.join(choices)}.{own}"
@@ -149,12 +173,17 @@ def composed(overrides: Sequence[str], own_configs: str | None = None, run_confi
                 raise
             # Hydra's own, where a group is set to something else than a choice
             raise UserError(f"{' '.join(overrides)}: {error}. Correct the overrides; see mtl train --help.") from error
+    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    if alone and launcher != "basic":
+        raise UserError(f"hydra/launcher={launcher}: starts the jobs of a sweep, and this is a single run. Add -m.")
     return completed(config)
 
 
 def completed(config: DictConfig) -> DictConfig:
     """A composed config with escaped characters put back and every key of the schema in place."""
-    answer = OmegaConf.merge(schema(), unescape(OmegaConf.to_container(config)))
+    plain: Any = OmegaConf.to_container(config)
+    plain.pop("hydra", None)
+    answer = OmegaConf.merge(schema(), unescape(plain))
     assert isinstance(answer, DictConfig)
     return answer
 
@@ -162,12 +191,37 @@ def completed(config: DictConfig) -> DictConfig:
 def job(config: DictConfig, folder: Path, *, debug: bool) -> int:
     """Runs one job; a mistake is reported and becomes the exit code, so that a sweep goes on."""
     try:
-        from mtl.job import run_job  # needs torch, which takes its time
-
-        run_job(settings_of(config, folder))
+        execute(settings_of(config, folder), config.output_dir, debug=debug)
+    except Stopped as stopped:
+        return stopped.exit_code
+    except RankFailed as error:
+        report(error, debug=False)
+        return 1
     except (UserError, OmegaConfBaseException) as error:
         return report(error, debug=debug)
     return 0
+
+
+def execute(settings: Settings, output_dir: str | None, *, debug: bool) -> None:
+    """Does the job in this process, or in those that ``launch`` asks for; ``output_dir`` is what the config says."""
+    import torch  # which takes its time
+
+    from mtl.distributed import forget_accelerator
+    from mtl.job import run_job
+    from mtl.prepare import config_text
+
+    if not ranks.is_rank():
+        launch = build(Launch, "launch", settings.config["launch"]).on(
+            torch.cuda.device_count(), use_cpu=settings.options.use_cpu, output_dir=output_dir
+        )
+        if launch.num_processes != 1:
+            config = {**settings.config, "resume_from_checkpoint": settings.resume_from_checkpoint}
+            run_processes(launch, config_text(config), settings.output_dir, debug=debug)
+            return
+    try:
+        run_job(settings)
+    finally:
+        forget_accelerator()
 
 
 def settings_of(config: DictConfig, folder: Path) -> Settings:
@@ -179,17 +233,16 @@ def settings_of(config: DictConfig, folder: Path) -> Settings:
     from mtl.settings import settings_from
 
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if build(Launch, "launch", plain["launch"]).cpu:
+        plain["use_cpu"] = True
     names = list(plain["tasks"] or {})
     makers = {group: maker(group, config[group], names) for group in SUPPLIED}
     return settings_from(plain, makers, folder)
 
 
 def report(error: Exception, *, debug: bool) -> int:
-    """Prints a mistake as one line, once for all processes."""
-    if os.environ.get("RANK", "0") == "0":
-        if debug:
-            traceback.print_exception(error)
-        print(f"mtl: error: {unescape(' '.join(explained(error).split()))}", file=sys.stderr, flush=True)
+    """Prints a mistake as one line, once for all processes; returns the exit code."""
+    ranks.report(error, unescape(" ".join(explained(error).split())), debug=debug)
     return 2
 
 
@@ -201,37 +254,19 @@ def explained(error: Exception) -> str:
             "within quotes: \"key='a, b'\"."
         )
     cause = (error.__cause__ or error.__context__ or error) if isinstance(error, HydraException) else error
+    if isinstance(cause, ConfigCompositionException) and "No match in the defaults list" in str(cause):
+        group = str(cause).split("'")[1]
+        return f"{group}: this config has no such choice to override. Set options: {group}.<option>=<value>."
     file = re.match(r"In '(.+)': \w+ raised while composing", str(error))
-    place = f"{file[1]}.yaml: " if file else ""
-    first_line = (str(cause).splitlines() or [type(cause).__name__])[0]
-    match cause:
-        case ConfigKeyError(key="strategy" | "experiment") | ConfigAttributeError(key="strategy" | "experiment"):
-            return f"{place}sets keys of its own folder only. Put '# @package _global_' in its first line."
-        case ConfigKeyError() | ConfigAttributeError():
-            known = [key for key in cause.parent_node or () if key != "hydra"]
-            nearest = did_you_mean(str(cause.key), known)
-            return f"{place}{cause.full_key}: there is no such option.{nearest} All of them: mtl train --cfg."
-        case ValidationError() if kind := re.search(r"could not be converted to (\w+)", first_line):
-            rule = TYPE_NAMES.get(kind[1], kind[1])
-            return f"{place}{cause.full_key}={cause.value}: must be {rule}. Correct the value."
-        case ValidationError() if "not Optional" in first_line:
-            return f"{place}{cause.full_key}=null: must have a value. Leave it out for the default."
-        case OmegaConfBaseException():
-            return f"{place}{cause.full_key}: {first_line}. Correct the value."
-        case MarkedYAMLError(problem_mark=mark) if mark:
-            return f"{mark.name}:{mark.line + 1}: {cause.problem}. Correct the file."
-        case ConfigCompositionException() if "No match in the defaults list" in str(cause):
-            group = str(cause).split("'")[1]
-            return f"{group}: this config has no such choice to override. Set options: {group}.<option>=<value>."
-    return str(error)
+    return mistakes.explained(cause, f"{file[1]}.yaml: " if file else "") or str(error)
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Runs every combination of the overrides' values as a job of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.is_rank():
         raise UserError(
-            "A sweep can't run inside accelerate launch: each process would sweep on its own and mix up the jobs. "
-            f"Run: mtl train -m {' '.join(arguments.overrides)}"
+            "A sweep can't run inside accelerate launch: each process would sweep on its own and mix up the jobs. Run: "
+            f"mtl train -m launch.num_processes={os.environ['WORLD_SIZE']} {' '.join(arguments.overrides)}"
         )
     if arguments.config:
         raise UserError("-m and --config: a sweep starts from conf/train.yaml. Give what differs from it as overrides.")
@@ -240,7 +275,9 @@ def sweep(arguments: argparse.Namespace) -> int:
     fixed = [item.key_or_group for item in overrides if not item.is_sweep_override()]
     named_by = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"  # folders named by what varies
     own_configs = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
-    codes: list[int] = []
+    # Slurm's launcher asks a job to stop before its time is up; this signal is one that jobs answer by saving.
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
+    sweeper, codes = os.getpid(), list[int]()
 
     @hydra_main(config_path=str(config_dir()), config_name="train", version_base="1.3")
     def run_one(config: DictConfig) -> None:
@@ -249,11 +286,19 @@ def sweep(arguments: argparse.Namespace) -> int:
         except Exception:  # a defect or a full disk, say; the other jobs still run
             traceback.print_exc()
             code = 1
+        if code and os.getpid() != sweeper:
+            raise JobFailed(code, HydraConfig.get().sweep.dir)
         codes.append(code)
+        if code > 128:
+            raise SystemExit(code)  # stopped by a signal, which is meant for the sweep
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's own errors come to us instead of ending the process
     sys.argv = ["mtl train", "-m", *own_configs, *arguments.overrides, named_by]
-    run_one()
+    try:
+        run_one()
+    except JobFailed as error:
+        print(f"mtl: error: {error}", file=sys.stderr)
+        return error.code
     failed = sum(code != 0 for code in codes)
     if failed:
         print(f"{failed} of {len(codes)} jobs failed; their errors stand above.", file=sys.stderr)

@@ -1,54 +1,31 @@
-"""The training loop: stages of steps, read from top to bottom.
-
-One step: the sampler's counts, the examples, losses and gradients per task, weights, surgery, clipping, optimizer,
-feedback. Shape suffixes are those of :mod:`mtl.interfaces`; T is the number of the *stage's* tasks here, and strategies
-see the stage's own numbering of them.
-"""
+"""The training loop: stages of steps, read from top to bottom."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 
 import torch
-from torch import Tensor, nn
 
 from mtl.checkpoint import save_checkpoint
-from mtl.data.batching import Batch
-from mtl.errors import UserError
-from mtl.gradients import TaskGradients, attach
+from mtl.distributed import whole_state
+from mtl.errors import Stopped, UserError
 from mtl.interfaces import TaskFeedback
 from mtl.run import Run, StageParts
 from mtl.stages import evaluation_steps
-from mtl.surgery import GramianSurgery, Mean, gramian
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """What one step did, for feedback and records; tasks are numbered within the stage.
-
-    ``gramian_MM`` is the raw one, of the unweighted rows; ``coefficients_M`` the surgery's answer. Both are ``None``
-    where they were not computed.
-    """
-
-    tasks: Sequence[int]
-    counts_M: Sequence[int]
-    losses_M: Tensor
-    shares_M: Tensor
-    weights_T: Tensor
-    probabilities_T: Sequence[float]
-    gramian_MM: Tensor | None
-    coefficients_M: Tensor | None
-    grad_norm: float
-    learning_rate: float
-    num_tokens: int
-    num_targets_M: Sequence[int]
+from mtl.step import training_step
+from mtl.trouble import handle_non_finite
 
 
 def run_stages(run: Run, parts: StageParts | None = None) -> None:
-    """Trains all stages, from ``run.state`` on. ``parts`` are those of a stage that a checkpoint was taken in."""
+    """Trains all stages, from ``run.state`` on. ``parts`` are those of a stage that a checkpoint was taken in.
+
+    Raises:
+        Stopped: The run was asked to stop; a checkpoint has been saved.
+        UserError: Losses or memory went astray, or a checkpoint can't be written.
+    """
     while run.state.stage < len(run.stages):
         parts = parts or begin_stage(run)
         train(run, parts)
@@ -61,7 +38,7 @@ def begin_stage(run: Run) -> StageParts:
     stage = run.stages[run.state.stage]
     improvements_T = [1 - ratio for ratio in run.state.loss_ratios_T]
     run.state.stage_tasks = stage.select_tasks(run.names, improvements_T)
-    run.state.stage_step = 0
+    run.state.stage_step = run.state.evaluated_stage_step = 0
     run.state.best_value, run.state.best_stage_step, run.state.num_bad_evaluations = None, 0, 0
     run.best_parameters = None
     parts = make_parts(run)
@@ -104,9 +81,14 @@ def make_parts(run: Run) -> StageParts:
 def train(run: Run, parts: StageParts) -> None:
     """Trains one stage from ``run.state.stage_step`` on, until its last step or until it stops early."""
     run.model.train()
+    evaluate_if_due(run, parts)  # a run that was asked to stop may have put this off
     while not finished(run, parts):
         start = time.monotonic()
         outcome = training_step(run, parts)
+        if outcome.finite:
+            run.loss_scale.succeeded()
+        else:
+            handle_non_finite(run, parts, outcome)
         run.state.step += 1
         run.state.stage_step += 1
         run.state.tokens += outcome.num_tokens
@@ -116,154 +98,34 @@ def train(run: Run, parts: StageParts) -> None:
         run.state.training_seconds += time.monotonic() - start
         if run.log:
             run.log.step(run.state, parts, run.names, outcome)
-        if run.state.stage_step in parts.evaluation_steps:
-            evaluate_and_save(run, parts)
+        with saved_when_stopped(run, parts):
+            run.check_stop()
+        evaluate_if_due(run, parts)
 
 
-def training_step(run: Run, parts: StageParts) -> StepOutcome:
-    """One optimizer step."""
-    probabilities_T = list(parts.sampler.probabilities)
-    batch = draw_batch(run, parts, parts.sampler.counts(parts.batch_size))
-    tasks = [task for task, index in enumerate(parts.tasks) if batch.counts_T[index] > 0]
-    shares_M = shares(run.options.share, batch, parts, tasks, probabilities_T)
-
-    weights_T = None if parts.weighter.needs else parts.weighter.weights(None)
-    # The plain mean of rows whose weights are known beforehand is one mixed backward of the objective.
-    mixed = weights_T is not None and (isinstance(parts.surgery, Mean) or run.backward.num_shared == 0)
-    scale_M = shares_M * weights_T[tasks] if mixed and weights_T is not None else torch.ones(len(tasks))
-    gradients = run.backward(batch, spread(scale_M, parts, tasks, len(run.data)), step=run.state.step, apart=not mixed)
-    check_finite(run, gradients)
-
-    gramian_MM = None if mixed else gramian(gradients.shared_RN)
-    feedback = TaskFeedback(
-        step=run.state.step,
-        tasks=tasks,
-        counts_M=[int(batch.counts_T[parts.tasks[task]]) for task in tasks],
-        losses_M=gradients.losses_M,
-        gramian_MM=gramian_MM,
-    )
-    if weights_T is None:
-        weights_T = parts.weighter.weights(feedback)
-    coefficients_M = None
-    if gramian_MM is not None:
-        scale_M = shares_M * weights_T[tasks]
-        coefficients_M = combine_rows(parts, gradients, gramian_MM, scale_M, tasks)
-    attach_gradients(run, gradients)
-
-    learning_rate = float(parts.scheduler.get_last_lr()[0])
-    max_norm = float("inf") if run.options.max_grad_norm is None else run.options.max_grad_norm
-    grad_norm = float(nn.utils.clip_grad_norm_(run.layout.parameters(), max_norm))
-    if not math.isfinite(grad_norm):
-        raise UserError(
-            f"The gradient is not finite at step {run.state.step + 1}. Lower learning_rate; the last checkpoint is "
-            "kept."
-        )
-    parts.optimizer.step()
-    parts.scheduler.step()
-    parts.optimizer.zero_grad(set_to_none=True)
-    parts.sampler.update(feedback)
-    parts.weighter.update(feedback)
-    return StepOutcome(
-        tasks=tasks,
-        counts_M=feedback.counts_M,
-        losses_M=gradients.losses_M,
-        shares_M=shares_M,
-        weights_T=weights_T,
-        probabilities_T=probabilities_T,
-        gramian_MM=gramian_MM,
-        coefficients_M=coefficients_M,
-        grad_norm=grad_norm,
-        learning_rate=learning_rate,
-        num_tokens=batch.num_tokens,
-        num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
-    )
-
-
-def draw_batch(run: Run, parts: StageParts, counts_T: Sequence[int]) -> Batch:
-    """Takes the next examples of each task; the same on every rank."""
-    counts = [0] * len(run.data)
-    for task, count in zip(parts.tasks, counts_T, strict=True):
-        counts[task] = count
-    rows = run.cursors.take(counts)
-    return Batch([(task, run.data[task].train[row]) for task, row in rows], len(run.data))
-
-
-def shares(
-    kind: str, batch: Batch, parts: StageParts, tasks: Sequence[int], probabilities_T: Sequence[float]
-) -> Tensor:
-    """``a_t`` [M]: how much of the step's objective each present task is before weighting.
-
-    Only ``tokens`` sums to 1 by construction of the batch alone; ``equal`` does so in expectation, at every batch
-    size, which no division by the present tasks' total could achieve.
-    """
-    present = [parts.tasks[task] for task in tasks]
-    if kind == "tokens":
-        num_targets_T = torch.from_numpy(batch.num_targets_T).double()
-        return num_targets_T[present] / num_targets_T.sum()
-    sampled_M = torch.from_numpy(batch.counts_T).double()[present] / len(batch.examples)
-    if kind == "sampled":
-        return sampled_M
-    p_M = torch.tensor(probabilities_T, dtype=torch.float64)[list(tasks)]
-    return sampled_M / (len(parts.tasks) * p_M)
-
-
-def combine_rows(
-    parts: StageParts, gradients: TaskGradients, gramian_MM: Tensor, scale_M: Tensor, tasks: Sequence[int]
-) -> Tensor | None:
-    """Replaces the raw rows ``g_t`` by the surgery's combination of ``r_t = M a_t lambda_t g_t``, in place.
-
-    The Gramian of the r_t follows from the raw one, so neither they nor it are computed again. Private gradients are
-    scaled by share and weight like the objective, never by w.
-
-    Returns:
-        The coefficients w [M], where the surgery works by coefficients.
-    """
-    row_scale_M = len(tasks) * scale_M
-    coefficients_M = None
-    if isinstance(parts.surgery, GramianSurgery):
-        coefficients_M = parts.surgery.coefficients(row_scale_M[:, None] * gramian_MM * row_scale_M, tasks)
-        combined_N = (coefficients_M * row_scale_M).to(gradients.shared_RN) @ gradients.shared_RN
-    else:
-        combined_N = parts.surgery(gradients.shared_RN.mul_(row_scale_M.to(gradients.shared_RN)[:, None]), tasks)
-    gradients.shared_RN = combined_N[None]
-    for private, scale in zip(gradients.private, scale_M.tolist(), strict=True):
-        private.mul_(scale)
-    return coefficients_M
-
-
-def attach_gradients(run: Run, gradients: TaskGradients) -> None:
-    """Leaves the step's result in ``.grad``; the parameters of absent tasks keep ``None``, so Adam passes them by."""
-    attach(run.layout.shared_parameters(), gradients.shared_RN[0])
-    for task, private in zip(gradients.tasks, gradients.private, strict=True):
-        attach(run.layout.private_parameters(task), private)
-
-
-def spread(values_M: Tensor, parts: StageParts, tasks: Sequence[int], num_tasks: int) -> Tensor:
-    """The present tasks' values at their places among the run's tasks, 0 elsewhere."""
-    values_T = torch.zeros(num_tasks, dtype=torch.float64)
-    values_T[[parts.tasks[task] for task in tasks]] = values_M.double()
-    return values_T
-
-
-def check_finite(run: Run, gradients: TaskGradients) -> None:
-    """Stops before a NaN or infinite loss reaches the parameters."""
-    for task, loss in zip(gradients.tasks, gradients.losses_M.tolist(), strict=True):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss of task {run.names[task]!r} is {loss} at step {run.state.step + 1}. Lower learning_rate, or "
-                "look for damaged examples; the last checkpoint is kept."
-            )
-
-
-def evaluate_and_save(run: Run, parts: StageParts) -> None:
+def evaluate_if_due(run: Run, parts: StageParts) -> None:
     """Evaluates on validation data, tells the strategies, keeps the best parameters, writes a checkpoint."""
-    evaluations = run.validate()
+    if run.state.stage_step not in parts.evaluation_steps or run.state.stage_step == run.state.evaluated_stage_step:
+        return
+    with saved_when_stopped(run, parts):
+        evaluations = run.validate()
+    run.state.evaluated_stage_step = run.state.stage_step
     tell_validation(parts, run.state.step, run.state.validation_T)
     track_best(run)
     if run.log:
         run.log.evaluation(run.state, parts.stage.name, run.names, evaluations)
     if not finished(run, parts):  # otherwise end_stage saves
         save(run, parts)
+
+
+@contextmanager
+def saved_when_stopped(run: Run, parts: StageParts) -> Iterator[None]:
+    """Saves before the run ends because it was asked to stop within the block."""
+    try:
+        yield
+    except Stopped:
+        save(run, parts)
+        raise
 
 
 def tell_validation(parts: StageParts, step: int, validation_T: Sequence[Mapping[str, float]]) -> None:
@@ -278,8 +140,7 @@ def track_best(run: Run) -> None:
     """Remembers the parameters with the lowest mean of val loss / base val loss, if early stopping is on."""
     if run.options.early_stopping_patience is None:
         return
-    ratios = run.state.loss_ratios_T
-    value = sum(ratios) / len(ratios)
+    value = run.state.mean_loss_ratio
     if run.state.best_value is None or value < run.state.best_value:
         run.state.best_value, run.state.best_stage_step = value, run.state.stage_step
         run.state.num_bad_evaluations = 0
@@ -303,7 +164,8 @@ def end_stage(run: Run, parts: StageParts) -> None:
         with torch.no_grad():
             for name, parameter in run.layout.named_parameters().items():
                 parameter.copy_(run.best_parameters[name])
-        evaluations = run.validate()
+        with saved_when_stopped(run, parts):
+            evaluations = run.validate()
         if run.log:
             run.log.evaluation(run.state, parts.stage.name, run.names, evaluations)
     if run.log:
@@ -322,28 +184,42 @@ def end_stage(run: Run, parts: StageParts) -> None:
 
 
 def save(run: Run, parts: StageParts | None) -> None:
-    """Writes a checkpoint at a step's end; ``parts`` is ``None`` between two stages."""
+    """Writes a checkpoint at a step's end; ``parts`` is ``None`` between two stages.
+
+    Raises:
+        UserError: On every rank, if rank 0 can't write it.
+    """
     run.distributed.check_identical(run.layout.parameters(), "The trainable parameters")
-    if run.log is None:
-        run.distributed.barrier()
-        return
     run.state.total_seconds = time.monotonic() - run.started
+    run.state.num_records = run.log.synced_records() if run.log else 0
     state = {
         "identity": run.identity,
         "run": asdict(run.state),
+        "loss_scale": run.loss_scale.state_dict(),
         "parameters": dict(run.layout.named_parameters()),
         "best_parameters": None if run.best_parameters is None else dict(run.best_parameters),
         "cursors": run.cursors.state_dict(),
-        "parts": None
-        if parts is None
-        else {
-            "sampler": parts.sampler.state_dict(),
-            "weighter": parts.weighter.state_dict(),
-            "surgery": parts.surgery.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "scheduler": parts.scheduler.state_dict(),
-        },
+        "parts": None if parts is None else parts.state_dict(),
     }
-    folder = run.output_dir / "checkpoints"
-    save_checkpoint(folder, run.state.step, state, keep_last=run.options.save_total_limit)
-    run.distributed.barrier()
+    state = whole_state(state, keep=run.distributed.is_main)
+    mistake = None
+    if run.distributed.is_main:
+        try:
+            save_checkpoint(
+                run.output_dir / "checkpoints",
+                run.state.step,
+                state,
+                environment=run.environment,
+                value=run.state.mean_loss_ratio,
+                keep_last=run.options.keep_last,
+                keep_best=run.options.keep_best,
+            )
+        except OSError as error:
+            mistake = (
+                f"The checkpoint of step {run.state.step} can't be written to {run.output_dir}: "
+                f"{error.strerror or error}. The last good checkpoint is kept; make room, then go on with "
+                "resume_from_checkpoint=auto."
+            )
+    mistake = run.distributed.broadcast_object(mistake)
+    if mistake:
+        raise UserError(mistake)

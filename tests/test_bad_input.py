@@ -224,7 +224,7 @@ COMMAND_LINES = {
     "unknown_stage": ("stage_order=[last]", "stage_order: last is not in stages, which has joint. Correct one."),
     "no_stage": ("stage_order=[]", "stage_order: is empty. Name at least one of the stages."),
     "no_checkpoint": ("resume_from_checkpoint=nowhere", "resume_from_checkpoint=nowhere: no checkpoint there. Give a "),
-    "fp8": ("mixed_precision=fp8", "mixed_precision=fp8: must be one of auto, no, bf16."),
+    "fp8": ("mixed_precision=fp8", "mixed_precision=fp8: must be one of auto, no, bf16, fp16."),
     "text_for_a_whole_number": ("batch_size=two", "batch_size=two: must be a whole number. Correct the value."),
     "fraction_for_a_whole_number": ("batch_size=2.5", "batch_size=2.5: must be a whole number. Correct the value."),
     "text_for_a_truth_value": ("model.trust_remote_code=maybe", "model.trust_remote_code=maybe: must be true or false"),

@@ -62,7 +62,7 @@ def command(tmp_path, monkeypatch, tiny_folder, make_task):
         *(f"tasks.{name}.path={path}" for name, path in paths.items()),
         *("weighter=uncertainty", "surgery=pcgrad", "stages=joint_then_weak", "stages.weak.max_steps=2"),
         *("max_steps=5", "batch_size=7", "learning_rate=1e-3", "eval_scores=false", "max_eval_examples=4"),
-        *("max_test_examples=4", "evals_per_stage=1", "save_total_limit=9"),
+        *("max_test_examples=4", "evals_per_stage=1", "keep_last=9"),
     ]  # fmt: skip
 
 

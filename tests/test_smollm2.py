@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
-from mtl.checkpoint import load_checkpoint
+from mtl.checkpoint import newest_checkpoint
 from mtl.cli import main
 from mtl.data.batching import Batch
 from mtl.data.tokenized import TokenizedExample
@@ -35,7 +35,7 @@ def test_a_short_run_lowers_the_loss_and_its_adapters_load_in_plain_peft(tmp_pat
     tokenizer = load_tokenizer(SETTINGS, default_cache_dir())
     layout = LoraLayout(load_model(SETTINGS, default_cache_dir()), 2, lora_r=4, private_lora_r=2)
     with torch.no_grad():
-        saved = load_checkpoint(run)["parameters"]
+        saved = newest_checkpoint(run)[0].state["parameters"]
         for name, parameter in layout.named_parameters().items():
             parameter.copy_(saved[name])
     prompts = [tokenizer(f"Some text number {i}, to be read by the model.", return_tensors="pt") for i in range(5)]

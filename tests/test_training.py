@@ -2,17 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from mtl.distributed import Distributed
-from mtl.job import evaluate_before, make_accelerator, prepare
+from mtl.interrupt import StopSignal
+from mtl.job import evaluate_before, make_accelerator
+from mtl.prepare import prepare
 from mtl.run import RunState
+from mtl.samplers.draws import FixedMixture
 from mtl.stages import Stage, evaluation_steps
+from mtl.step import draw_batch, shares, training_step
 from mtl.surgery import GramianSurgery
 from mtl.train import composed, settings_of
-from mtl.training import begin_stage, end_stage, run_stages, track_best, training_step
+from mtl.training import begin_stage, end_stage, run_stages, track_best
+from mtl.weighters import Static
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ def prepared(tmp_path, monkeypatch, tiny_folder, make_task):
             ]
         )
         settings = settings_of(config, tmp_path / folder)
-        made = prepare(settings, Distributed(make_accelerator(settings)))
+        made = prepare(settings, Distributed(make_accelerator(settings)), StopSignal())
         evaluate_before(made, settings)
         return made.run
 
@@ -106,29 +112,40 @@ def test_a_weight_of_two_doubles_the_row_even_of_a_task_alone_in_the_step(prepar
     assert torch.equal(gradients[1], 2 * gradients[0])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-@pytest.mark.parametrize(("share", "expected"), [("sampled", 0.1), ("equal", 0.5)])
-def test_the_share_of_a_small_task_is_what_it_says_at_every_batch_size(prepared, batch_size, share, expected):
+NUM_STEPS = 2000
+
+
+def mean_parts(run, parts, share, probabilities_T, weights_T):
+    """Each task's mean ``a_t lambda_t`` over many steps, as the loop computes both; 0 in steps without the task."""
+    sampler = FixedMixture(np.array(probabilities_T), seed=0)
+    totals_T = torch.zeros(len(probabilities_T), dtype=torch.float64)
+    for _ in range(NUM_STEPS):
+        batch, _ = draw_batch(run, parts, sampler.counts(parts.batch_size))
+        tasks = [t for t in range(len(probabilities_T)) if batch.counts_T[parts.tasks[t]] > 0]
+        totals_T[tasks] += shares(share, batch, parts, tasks, sampler.probabilities) * weights_T[tasks]
+    return (totals_T / NUM_STEPS).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 32])
+def test_shares_and_weights_act_at_every_batch_size(prepared, batch_size):
     """Dividing by the present tasks' total would give 0.10 at batch size 1 and 0.5 only at large ones."""
-    from mtl.samplers.draws import FixedMixture
-
-    run = prepared(f"batch_size={batch_size}", f"share={share}", "stages.joint.tasks=[one,two]")
+    run = prepared(f"batch_size={batch_size}", "stages.joint.tasks=[one,two]", "weighter=static")
     parts = begin_stage(run)
-    sampler = FixedMixture(torch.tensor([0.1, 0.9], dtype=torch.float64).numpy(), seed=0)
-
-    from mtl.training import draw_batch, shares
-
-    total = 0.0
-    for _ in range(2000 // batch_size):
-        batch = draw_batch(run, parts, sampler.counts(batch_size))
-        tasks = [t for t in (0, 1) if batch.counts_T[parts.tasks[t]] > 0]
-        share_M = shares(share, batch, parts, tasks, sampler.probabilities)
-        total += float(share_M[tasks.index(0)]) if 0 in tasks else 0.0
-    assert total / (2000 // batch_size) == pytest.approx(expected, abs=0.01)
+    ones_T = torch.ones(2, dtype=torch.float64)
+    _, small = mean_parts(run, parts, "sampled", (0.9, 0.1), ones_T)
+    assert small == pytest.approx(0.1, abs=0.01)
+    _, small = mean_parts(run, parts, "equal", (0.9, 0.1), ones_T)
+    assert small == pytest.approx(0.5, abs=0.01)
+    weights_T = Static({"one": 0.1, "two": 1.9}, names=["one", "two"]).weights(None)
+    for share, probabilities in (("sampled", (0.5, 0.5)), ("equal", (0.9, 0.1))):
+        one, two = mean_parts(run, parts, share, probabilities, weights_T)
+        assert two / one == pytest.approx(19, rel=0.02)
 
 
 def test_an_absent_task_keeps_adapter_moments_and_weight_bitwise(prepared):
-    run = prepared("weighter=uncertainty", "surgery=pcgrad", "sampler=equal", "batch_size=6")
+    run = prepared(
+        "weighter=uncertainty", "surgery=pcgrad", "sampler=performance", "sampler.signal=loss_ratio", "max_steps=99"
+    )
     parts = begin_stage(run)
     training_step(run, parts)
     private = run.layout.private_parameters(1)
@@ -136,11 +153,13 @@ def test_an_absent_task_keeps_adapter_moments_and_weight_bitwise(prepared):
     def snapshot():
         moments = [value.clone() for p in private for value in parts.optimizer.state[p].values()]
         weighter = {key: value[1].clone() for key, value in parts.weighter.state_dict().items()}
-        return flat(private), moments, weighter
+        sampler = parts.sampler.state_dict()
+        losses = [sampler[key][1] for key in ("scores", "base_losses", "mean_losses", "num_losses")]
+        return flat(private), moments, weighter, losses
 
     before = snapshot()
     parts.sampler.counts = lambda num_examples: [3, 0, 3]
-    for _ in range(5):
+    for _ in range(50):
         outcome = training_step(run, parts)
         assert list(outcome.tasks) == [0, 2]
         assert outcome.coefficients_M.shape == (2,)
@@ -148,6 +167,7 @@ def test_an_absent_task_keeps_adapter_moments_and_weight_bitwise(prepared):
     assert torch.equal(before[0], after[0])
     assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
     assert all(torch.equal(before[2][key], after[2][key]) for key in before[2])
+    assert before[3] == after[3]
 
 
 def test_surgery_of_conflicting_tasks_changes_the_step_and_private_gradients_are_left_alone(prepared):
@@ -237,6 +257,7 @@ def test_every_option_of_the_schema_reaches_options():
     from mtl.settings import Options
 
     config = composed([])
-    groups = {"model", "tasks", "adapters", "sampler", "weighter", "surgery", "optimizer", "scheduler", "stages"}
+    groups = {"model", "tasks", "adapters", "sampler", "weighter", "surgery", "optimizer", "scheduler"}
+    groups |= {"stages", "launch"}
     other = {"stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
     assert set(OmegaConf.to_container(config)) == set(Options.__dataclass_fields__) | groups | other

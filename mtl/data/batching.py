@@ -141,6 +141,13 @@ def count_targets(example: TokenizedExample) -> int:
     return int(np.count_nonzero(example.is_target[1:]))
 
 
+def idle(task: int) -> MicroBatch:
+    """A micro-batch without a target, whose loss and gradients are zero: for a rank that only keeps others company."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    token_BS = torch.zeros(1, 1, dtype=torch.int64)
+    return MicroBatch(token_BS, None, token_BS.bool(), nothing, nothing, (task,))
+
+
 def stack(rows: Sequence[Row]) -> MicroBatch:
     """Builds the tensors of a micro-batch, padded on the right with token 0 at position 0."""
     shape = (len(rows), max(row_length(row) for row in rows))

@@ -64,6 +64,7 @@ class TaskData:
     Args:
         task: The task with every ``auto`` resolved (format, metric, scoring).
         train: Training examples.
+        train_locations: Their places, such as ``train.jsonl:17``.
         val: Validation examples.
         test: Test examples.
         majority: The commonest training answer of a task with labels, the first of the labels where several tie.
@@ -73,6 +74,7 @@ class TaskData:
 
     task: Task
     train: TokenizedSplit
+    train_locations: Sequence[str]
     val: Sequence[EvalExample]
     test: Sequence[EvalExample]
     majority: str | None
@@ -125,6 +127,7 @@ def load_task(
     return TaskData(
         task=task,
         train=encoded["train"].examples,
+        train_locations=[splits["train"][row].location for row in encoded["train"].rows],
         val=_eval_examples(encoded["val"], splits["val"]),
         test=_eval_examples(encoded["test"], splits["test"]),
         majority=_majority(task, splits["train"]),

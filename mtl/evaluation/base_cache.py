@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.evaluation.evaluate import Activate, Progress, Ranks, evaluate
+from mtl.evaluation.batches import Ranks
+from mtl.evaluation.evaluate import Activate, Progress, evaluate
 from mtl.evaluation.results import Prediction, TaskEvaluation
 
 if TYPE_CHECKING:

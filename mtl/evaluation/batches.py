@@ -1,15 +1,39 @@
-"""Batches of prompts for decoding: of similar length, padded on the left, within a token budget.
+"""Batches of prompts for decoding: of similar length, padded on the left, within a token budget; ranks in step.
 
 Shape suffixes: B rows, S positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+
+class Ranks(Protocol):
+    """What an evaluation needs to know of the other ranks; :class:`mtl.distributed.Distributed` has it."""
+
+    rank: int
+    world_size: int
+    sharded: bool
+
+    def gather(self, value: object) -> list[Any]: ...
+
+
+def in_step(batches: Iterable[Item], ranks: Ranks | None) -> Iterable[Item]:
+    """The batches of this rank; with sharded parameters, the last one again until every rank has as many.
+
+    Every forward is a collective then. ``None`` stands for ranks that all have the same batches.
+    """
+    if ranks is None or not ranks.sharded:
+        return batches
+    own = list(batches)
+    return [*own, *own[-1:] * (max(ranks.gather(len(own))) - len(own))]
 
 
 def batches_within(lengths: Sequence[int], token_budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import fsum
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from mtl.data.batching import count_targets
 from mtl.errors import UserError
 from mtl.evaluation import metrics
 from mtl.evaluation.answers import extract_answer
-from mtl.evaluation.batches import evaluating
+from mtl.evaluation.batches import Ranks, evaluating
 from mtl.evaluation.generation import generate_answers, stop_tokens
 from mtl.evaluation.losses import summed_losses
 from mtl.evaluation.options import option_log_likelihoods
@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 Activate = Callable[[int | None], AbstractContextManager[None]]
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
-
-
-class Ranks(Protocol):
-    """What an evaluation needs to know of the other ranks; :class:`mtl.distributed.Distributed` has it."""
-
-    rank: int
-    world_size: int
-
-    def gather(self, value: object) -> list[Any]: ...
 
 
 def evaluate(
@@ -131,9 +122,14 @@ class _Run:
     def over_ranks(
         self, work: Callable[[list[EvalExample]], Sequence[Result]], examples: Sequence[EvalExample]
     ) -> list[Result]:
-        """Each rank works on its share of the examples, dealt out by length; all get all results, in order."""
+        """Each rank works on its share of the examples, dealt out by length; all get all results, in order.
+
+        With sharded parameters no rank is left without: it must take part in the others' forwards.
+        """
         by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i].tokens.input_ids))
         own = by_length[self.distributed.rank :: self.distributed.world_size]
+        if self.distributed.sharded and not own:
+            own = by_length[:1]
         results = work([examples[i] for i in own])
         parts = self.distributed.gather(dict(zip(own, results, strict=True)))
         gathered = {i: result for part in parts for i, result in part.items()}
@@ -149,7 +145,7 @@ def _counter(
 
     def count(num_examples: int) -> None:
         nonlocal done
-        done += num_examples
+        done = min(done + num_examples, total)  # ranks in step may do some again
         if progress is not None:
             progress(data.task.name, done, total)
 
@@ -190,7 +186,11 @@ def _losses(run: _Run, examples: Sequence[EvalExample]) -> list[float]:
     """Each example's negative log-likelihood."""
     return run.over_ranks(
         lambda own: summed_losses(
-            run.model, [example.tokens for example in own], token_budget=run.token_budget, on_batch=run.on_batch
+            run.model,
+            [example.tokens for example in own],
+            token_budget=run.token_budget,
+            on_batch=run.on_batch,
+            ranks=run.distributed,
         ),
         examples,
     )
@@ -210,6 +210,7 @@ def _choose(run: _Run, examples: Sequence[EvalExample]) -> tuple[list[float], li
             [example.option_ids or () for example in own],
             token_budget=run.token_budget,
             on_batch=run.on_batch,
+            ranks=run.distributed,
         )
 
     likelihoods = run.over_ranks(choose, examples)
@@ -243,6 +244,7 @@ def _generate(run: _Run, task: Task, examples: Sequence[EvalExample]) -> list[st
             stops=stops,
             token_budget=run.token_budget,
             on_batch=run.on_batch,
+            ranks=run.distributed,
         )
         return run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from mtl.evaluation.batches import batches_within, pad_left
+from mtl.evaluation.batches import Ranks, batches_within, in_step, pad_left
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +38,7 @@ def generate_answers(
     stops: Collection[int],
     token_budget: int,
     on_batch: Callable[[int], None],
+    ranks: Ranks | None = None,
 ) -> list[list[int]]:
     """The most likely next token again and again, until a stop token or ``max_new_tokens``.
 
@@ -48,6 +49,7 @@ def generate_answers(
         stops: Tokens that end an answer.
         token_budget: Positions of a batch, padding and answers included.
         on_batch: Told the number of prompts done after each batch.
+        ranks: The run's ranks, if each has prompts of its own; with sharded parameters, at least one.
 
     Returns:
         Token ids of each answer, without the stop token.
@@ -63,10 +65,15 @@ def generate_answers(
     )
     answers: list[list[int]] = [[] for _ in prompts]
     with _without_own_settings(model):
-        for batch in batches_within([len(prompt) + max_new_tokens for prompt in prompts], token_budget):
+        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+        for batch in in_step(batches_within(lengths, token_budget), ranks):
             prompt_BP, mask_BP = pad_left([prompts[i] for i in batch], model.device)
             generated = model.generate(  # type: ignore[operator]
-                input_ids=prompt_BP, attention_mask=mask_BP, generation_config=greedy
+                input_ids=prompt_BP,
+                attention_mask=mask_BP,
+                generation_config=greedy,
+                # Goes on until the slowest rank has its answers. transformers' own guess if not sharded.
+                synced_gpus=True if ranks is not None and ranks.sharded else None,
             )
             for i, tokens in zip(batch, generated[:, prompt_BP.shape[1] :].tolist(), strict=True):
                 answers[i] = list(takewhile(lambda token: token not in stops, tokens))

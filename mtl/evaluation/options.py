@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.evaluation.batches import batches_within, pad_left
+from mtl.evaluation.batches import Ranks, batches_within, in_step, pad_left
 from mtl.models.forward import full_precision
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def option_log_likelihoods(
     *,
     token_budget: int,
     on_batch: Callable[[int], None],
+    ranks: Ranks | None = None,
 ) -> list[list[float]]:
     """``log p(option | prompt)`` of every option, summed over its tokens through the end of turn [nats].
 
@@ -43,11 +44,18 @@ def option_log_likelihoods(
         options: Token ids of each prompt's options, each with its end-of-turn token.
         token_budget: Positions of a batch over all options, padding included.
         on_batch: Told the number of prompts done after each batch.
+        ranks: The run's ranks, if each has prompts of its own; with sharded parameters, at least one.
     """
     lengths = [len(prompt) + max(map(len, choices)) for prompt, choices in zip(prompts, options, strict=True)]
     likelihoods: list[list[float]] = [[] for _ in prompts]
-    for batch in batches_within(lengths, token_budget, rows=[len(choices) for choices in options]):
-        flat = _batch_log_likelihoods(model, [prompts[i] for i in batch], [options[i] for i in batch]).tolist()
+    # Single tokens need no second forward, unless another rank's do.
+    in_two = ranks is not None and ranks.sharded
+    if ranks is not None and in_two:
+        in_two = max(ranks.gather(max((len(option) for choices in options for option in choices), default=1))) > 1
+    batches = batches_within(lengths, token_budget, rows=[len(choices) for choices in options])
+    for batch in in_step(batches, ranks):
+        chosen = [options[i] for i in batch]
+        flat = _batch_log_likelihoods(model, [prompts[i] for i in batch], chosen, in_two=in_two).tolist()
         for i in batch:
             likelihoods[i], flat = flat[: len(options[i])], flat[len(options[i]) :]
         on_batch(len(batch))
@@ -55,9 +63,9 @@ def option_log_likelihoods(
 
 
 def _batch_log_likelihoods(
-    model: PreTrainedModel, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]]
+    model: PreTrainedModel, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]], *, in_two: bool
 ) -> Tensor:
-    """Log-likelihoods [R] in float64 on the CPU, prompt by prompt."""
+    """Log-likelihoods [R] in float64 on the CPU, prompt by prompt; two forwards even of single tokens if ``in_two``."""
     prompt_BP, mask_BP = pad_left(prompts, model.device)
     encoded = model(
         input_ids=prompt_BP,
@@ -70,7 +78,7 @@ def _batch_log_likelihoods(
     rows = [option for choices in options for option in choices]
     first_R = torch.tensor([row[0] for row in rows], device=model.device)
     losses_R = F.cross_entropy(full_precision(encoded.logits[owner_R, -1]), first_R, reduction="none").cpu().double()
-    if max(map(len, rows)) == 1:
+    if max(map(len, rows)) == 1 and not in_two:
         return -losses_R
 
     # The last token is only ever predicted, so a continuation is one token shorter than its option.
@@ -91,7 +99,7 @@ def _batch_log_likelihoods(
 
 def _continuations(rows: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, their next tokens, and where both are real, each [R, C]; padded on the right."""
-    length = max(map(len, rows)) - 1
+    length = max(1, max(map(len, rows)) - 1)
     padded = torch.tensor([list(row) + [0] * (length + 1 - len(row)) for row in rows], device=device)
     num_inputs_R = torch.tensor([len(row) - 1 for row in rows], device=device)
     return padded[:, :-1], padded[:, 1:], torch.arange(length, device=device) < num_inputs_R[:, None]

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mtl.distributed import whole
 from mtl.errors import UserError
 
 SHARED = "shared"
@@ -165,8 +166,13 @@ class LoraLayout:
                 parameter.requires_grad_(True)  # delete_adapter froze them
             self._set_active([])
 
-    def export(self, folder: Path, task_names: Sequence[str]) -> None:
-        """Writes ``folder/<task>`` for every task, and ``folder/shared``, as standard PEFT folders."""
+    def export(self, folder: Path, task_names: Sequence[str], *, write: bool = True) -> None:
+        """Writes ``folder/<task>`` for every task, and ``folder/shared``, as standard PEFT folders.
+
+        Every rank calls it, and one of them with ``write``.
+        """
+        if not write:
+            return
         with self.joined():
             for task, name in enumerate(task_names):
                 [adapter] = self._adapters_of(task)
@@ -248,10 +254,21 @@ class FullLayout:
         """Does nothing: there are no adapters to join."""
         yield
 
-    def export(self, folder: Path, task_names: Sequence[str]) -> None:
-        """Writes the model to ``folder.parent/model``: there are no adapters."""
-        model: Any = self.model
-        model.save_pretrained(str(folder.parent / "model"))
+    def export(self, folder: Path, task_names: Sequence[str], *, write: bool = True) -> None:
+        """Writes the model to ``folder.parent/model``: there are no adapters.
+
+        Every rank calls it, and one of them with ``write``: of a sharded model each has a part to give.
+        """
+        weights: dict[int, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in weights:  # tied ones are one tensor, and saved once
+                full = whole(tensor.detach())
+                weights[id(tensor)] = full.cpu() if write else torch.empty(0)
+            state[name] = weights[id(tensor)]
+        if write:
+            model: Any = self.model
+            model.save_pretrained(str(folder.parent / "model"), state_dict=state)
 
 
 def linear_layer_names(model: nn.Module) -> list[str]:

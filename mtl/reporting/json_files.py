@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,36 @@ class JsonLines:
         with self.path.open("ab") as file:
             file.write(to_json(record) + b"\n")
 
+    def sync(self) -> None:
+        """Waits until everything appended is on disk."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def truncate(self, num_records: int) -> int:
+        """Keeps the first ``num_records`` records byte for byte, so that a resumed run logs nothing twice.
+
+        A file that is not there has nothing to keep, as where a run goes on in another folder.
+
+        Returns:
+            How many records there are now.
+
+        Raises:
+            UserError: If the file has fewer, or one of them is no JSON object.
+        """
+        if not self.path.exists():
+            return 0
+        kept = [line for line, _ in islice(_lines(self.path), num_records)]
+        if len(kept) < num_records:
+            raise UserError(
+                f"{self.path} has {len(kept)} records, and the checkpoint was saved after {num_records}. Put the file "
+                "back, delete it, or give another output_dir."
+            )
+        write_atomically(self.path, b"".join(kept))
+        return len(kept)
+
     def truncate_after(self, step: int) -> None:
-        """Drops every record of a step after ``step``, so that a resumed run does not log a step twice.
+        """Drops every record of a step after ``step``.
 
         The records kept are kept byte for byte; a torn last line is dropped.
 

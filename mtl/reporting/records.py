@@ -30,6 +30,7 @@ def step_record(
     learning_rate: float,
     tokens: int,
     target_tokens: int,
+    skipped: bool = False,
     coefficients_M: Sequence[float] | None = None,
     gramian_MM: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def step_record(
         weights_T: ``lambda_t``, the loss weights.
         grad_norm: Norm of the applied gradient before clipping.
         tokens: Tokens of the step's examples, all ranks; ``target_tokens`` those that are trained on.
+        skipped: Whether the loss or the gradient was not finite, so that nothing was updated.
         coefficients_M: ``w``, the surgery's answer; None where there was none to give, and null in the record.
         gramian_MM: Raw Gramian of the per-task gradients, where rows were computed: gives the norms and cosines. A
             pair with a zero row has no cosine.
@@ -68,6 +70,8 @@ def step_record(
             for i, j in combinations(range(len(present)), 2)
             if norms[i] * norms[j] > 0
         }
+    if skipped:
+        record["skipped"] = True
     return record | {"learning_rate": float(learning_rate), "tokens": int(tokens), "target_tokens": int(target_tokens)}
 
 

@@ -21,7 +21,7 @@ from mtl.reporting.watch import RunWatch
 if TYPE_CHECKING:
     from mtl.evaluation.results import TaskEvaluation
     from mtl.run import RunState, StageParts
-    from mtl.training import StepOutcome
+    from mtl.step import StepOutcome
 
 
 class RunLog:
@@ -32,7 +32,8 @@ class RunLog:
         config: The resolved config, shown as hyperparameters.
         metrics: Every task's metric by its name, ``None`` where there is only a loss.
         sizes: Training examples of each task, by name.
-        resumed_at: The step that a resumed run goes on from; records after it are dropped.
+        step: The step that the run goes on from; 0 for a new one.
+        num_records: Lines of ``metrics.jsonl`` that stand; the others are of work that comes again.
     """
 
     def __init__(
@@ -41,15 +42,15 @@ class RunLog:
         config: Mapping[str, Any],
         metrics: Mapping[str, str | None],
         sizes: Mapping[str, int],
-        resumed_at: int | None,
+        step: int,
+        num_records: int,
     ) -> None:
         self._metrics_file = JsonLines(folder / "metrics.jsonl")
         self._timings_file = JsonLines(folder / "timings.jsonl")
-        for file in (self._metrics_file, self._timings_file):
-            # Without a checkpoint nothing stands, not even what a run wrote that was interrupted before its first one.
-            file.truncate_after(-1 if resumed_at is None else resumed_at)
+        self._num_records = self._metrics_file.truncate(num_records)
+        self._timings_file.truncate_after(step)
         self.console = RunConsole()
-        self._tensorboard = TensorBoardLog(folder / "tensorboard", config, metrics, resumed_at=resumed_at)
+        self._tensorboard = TensorBoardLog(folder / "tensorboard", config, metrics, step=step)
         self._watch = RunWatch()
         self._sizes = sizes
         self._stage = ExitStack()
@@ -86,6 +87,7 @@ class RunLog:
             weights_T=outcome.weights_T.tolist(),
             objective=float(scale_M @ outcome.losses_M),
             grad_norm=outcome.grad_norm,
+            skipped=not outcome.finite,
             learning_rate=outcome.learning_rate,
             tokens=outcome.num_tokens,
             target_tokens=sum(outcome.num_targets_M),
@@ -103,6 +105,7 @@ class RunLog:
             peak_memory_bytes=peak_memory_bytes(),
         )
         self._metrics_file.append(record)
+        self._num_records += 1
         self._timings_file.append(timing)
         self._tensorboard.add_step(record)
         self._tensorboard.add_timing(timing)
@@ -122,12 +125,18 @@ class RunLog:
             base_losses={name: base["loss"] for name, base in zip(names, state.base_validation_T, strict=True)},
         )
         self._metrics_file.append(record)
+        self._num_records += 1
         self._tensorboard.add_evaluation(record)
         for name, evaluation in zip(names, evaluations, strict=True):
             if evaluation.predictions:
                 self._tensorboard.add_predictions(state.step, name, evaluation.predictions)
         self.console.evaluation(record)
         self._last = (time.monotonic(), state.tokens)
+
+    def synced_records(self) -> int:
+        """How many records ``metrics.jsonl`` has, all of them on disk: a checkpoint refers to them."""
+        self._metrics_file.sync()
+        return self._num_records
 
     def end_stage(self) -> None:
         """Ends the stage's progress bar."""

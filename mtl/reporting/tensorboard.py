@@ -41,7 +41,7 @@ class TensorBoardLog:
         folder: Where the event file goes; made if missing.
         hyperparameters: The run's config, nested as it is; shown as ``a.b.c`` in the HPARAMS tab.
         metrics: Every task's metric by the task's name; None for a task that has only a loss.
-        resumed_at: The last step that stands: what an earlier process logged of later ones is hidden.
+        step: The last step that stands: what an earlier process logged of later ones is hidden.
     """
 
     def __init__(
@@ -50,16 +50,14 @@ class TensorBoardLog:
         hyperparameters: Mapping[str, Any],
         metrics: Mapping[str, str | None],
         *,
-        resumed_at: int | None = None,
+        step: int = 0,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # 0.7 s that `mtl --help` need not pay
         from torch.utils.tensorboard.summary import hparams
 
         self._tasks = set(islice(metrics, MAX_TASKS))
         self._pairs = {f"{a}|{b}" for a, b in combinations(islice(metrics, MAX_COSINE_TASKS), 2)}
-        self._writer = SummaryWriter(
-            str(folder), purge_step=None if resumed_at is None else resumed_at + 1, flush_secs=20
-        )
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0, flush_secs=20)
         self._writer.add_custom_scalars({"tasks": _overlays(metrics.values())})
         # SummaryWriter.add_hparams would open a second run, which live TensorBoard mixes up with this one.
         shown = {name: metric for name, metric in metrics.items() if name in self._tasks}

@@ -90,6 +90,7 @@ def make_data(encode):
         return TaskData(
             task=task,
             train=[],
+            train_locations=[],
             val=examples,
             test=examples[::-1],
             majority=majority,
@@ -119,7 +120,7 @@ def rows():
 @pytest.fixture(scope="session")
 def alone():
     """One process."""
-    return SimpleNamespace(rank=0, world_size=1, gather=lambda value: [value])
+    return SimpleNamespace(rank=0, world_size=1, sharded=False, gather=lambda value: [value])
 
 
 @pytest.fixture(scope="session")

@@ -118,12 +118,14 @@ def test_a_damaged_file_is_not_trusted(run, tasks, tmp_path, damage):
 def test_only_rank_0_touches_files(run, tasks, tmp_path, monkeypatch):
     [stored], _ = run(tasks[:1])
     sent = []
-    hit = SimpleNamespace(rank=1, world_size=2, gather=lambda value: sent.append(value) or [stored, value])
+    hit = SimpleNamespace(
+        rank=1, world_size=2, sharded=False, gather=lambda value: sent.append(value) or [stored, value]
+    )
     assert run(tasks[:1], distributed=hit) == ([stored], [])
     assert sent == [None]
 
     monkeypatch.setattr(base_cache, "evaluate", lambda *args, **settings: [stored])
-    miss = SimpleNamespace(rank=1, world_size=2, gather=lambda value: [None, value])
+    miss = SimpleNamespace(rank=1, world_size=2, sharded=False, gather=lambda value: [None, value])
     assert run(tasks[:1], distributed=miss, cache_dir=tmp_path / "empty") == ([stored], [])
     assert not (tmp_path / "empty").exists()
 

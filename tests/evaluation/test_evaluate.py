@@ -41,7 +41,7 @@ def fake_ranks(num_ranks):
 
         return exchange
 
-    return [SimpleNamespace(rank=r, world_size=num_ranks, gather=gather(r)) for r in range(num_ranks)]
+    return [SimpleNamespace(rank=r, world_size=num_ranks, sharded=False, gather=gather(r)) for r in range(num_ranks)]
 
 
 def on_ranks(num_ranks, work):

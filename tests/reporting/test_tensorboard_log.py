@@ -130,7 +130,7 @@ def test_resuming_hides_what_came_after(tmp_path: Path) -> None:
     for number in range(1, 6):
         log.add_step(step(number))
     log.close(succeeded=False)
-    resumed = TensorBoardLog(tmp_path, {}, METRICS, resumed_at=3)
+    resumed = TensorBoardLog(tmp_path, {}, METRICS, step=3)
     resumed.add_step(step(4) | {"grad_norm": 40.0})
     resumed.close(succeeded=True)
     shown = [(event.step, event.value) for event in read(tmp_path).Scalars("grad/norm")]

@@ -1,0 +1,253 @@
+"""From settings to a run that is ready: data, model, layout, checkpoint, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from omegaconf import OmegaConf
+
+from mtl.checkpoint import Checkpoint, discard_after, read_checkpoint
+from mtl.data.cursors import TaskCursors
+from mtl.data.loading import TaskData, load_task
+from mtl.distributed import Distributed, shard_like
+from mtl.errors import UserError
+from mtl.gradients import Backward
+from mtl.interfaces import AdapterLayout
+from mtl.interrupt import StopSignal
+from mtl.loss_scale import LossScale
+from mtl.models.forward import packing_is_exact
+from mtl.models.load import fingerprint, load_model, load_tokenizer
+from mtl.reporting.json_files import write_atomically
+from mtl.reporting.run_log import RunLog
+from mtl.resume import (
+    check_identity,
+    environment_of,
+    environment_warnings,
+    find_checkpoint,
+    identity_of,
+    open_output,
+)
+from mtl.run import Run, RunState, StageParts
+from mtl.settings import Settings
+from mtl.surgery import GramianSurgery, Mean
+from mtl.training import make_parts
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin, or to take a checkpoint's state, and the hash of its base model."""
+
+    run: Run
+    checkpoint: Checkpoint | None
+    model_fingerprint: str
+
+
+def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> Prepared:
+    """Loads data, model and checkpoint, and puts the parts together; writes nothing before all of it is found good."""
+    options = settings.options
+    output_dir = Path(distributed.broadcast_object(str(settings.output_dir)))
+    on_main_first(distributed, lambda: open_output(settings, output_dir))
+    tokenizer = on_main_first(distributed, lambda: load_tokenizer(settings.model, settings.cache_dir))
+    data = on_main_first(distributed, lambda: load_data(settings, tokenizer))
+    loaded = on_main_first(distributed, lambda: load_model(settings.model, settings.cache_dir))
+    model_fingerprint = fingerprint(loaded)
+    layout = settings.factories.layout(loaded, len(data))
+    check_rows(settings, layout, len(data))
+    identity = identity_of(settings, layout, data, model_fingerprint)
+    model = distributed.place(loaded, layout.parameters())
+    distributed.broadcast_(parameter.data for parameter in layout.parameters())
+    packing = options.packing and packing_is_exact(model)
+    backward = Backward(
+        model, layout, distributed, max_tokens=options.micro_batch_tokens, packing=packing, seed=options.seed
+    )
+    if backward.shards_rows and not isinstance(settings.factories.surgery(), GramianSurgery):
+        raise UserError(
+            f"surgery={settings.strategy['surgery']}: works on whole gradients, and each process has a part of "
+            "those of a sharded model. Take adapters other than full, another surgery, or launch=gpus."
+        )
+    environment = environment_of(options, distributed, backward.dtype)
+    checkpoint, warnings = open_checkpoint(settings, output_dir, distributed, identity, environment)
+    log = None
+    if distributed.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(output_dir / "config.yaml", config_text(settings.config).encode())
+        log = open_log(settings, output_dir, data, checkpoint)
+        for warning in warnings:
+            log.warn(warning)
+        if options.packing and not packing:
+            log.warn("this model lets packed examples see each other; packing is switched off")
+    run = Run(
+        options=options,
+        stages=settings.stages,
+        factories=settings.factories,
+        output_dir=output_dir,
+        distributed=distributed,
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        data=data,
+        cursors=TaskCursors([len(item.train) for item in data], options.seed),
+        backward=backward,
+        identity=identity,
+        environment=environment,
+        loss_scale=LossScale(enabled=distributed.accelerator.mixed_precision == "fp16"),
+        stop=stop,
+        state=RunState(num_tasks=len(data)),
+        log=log,
+    )
+    return Prepared(run, checkpoint, model_fingerprint)
+
+
+def open_checkpoint(
+    settings: Settings,
+    output_dir: Path,
+    distributed: Distributed,
+    identity: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from, found by rank 0 for all, and what there is to warn of.
+
+    Raises:
+        UserError: There is none where one was asked for, it is damaged, or it does not fit the run.
+    """
+    found = on_main_only(distributed, lambda: find_checkpoint(settings.resume_from_checkpoint, output_dir))
+    path, damaged = found
+    if path is None:
+        return None, damaged
+    checkpoint = on_main_first(distributed, lambda: read_checkpoint(path))
+    changed = check_identity(
+        checkpoint.state["identity"], identity, allow_config_change=settings.options.allow_config_change
+    )
+    return checkpoint, [*damaged, *changed, *environment_warnings(checkpoint.environment, environment)]
+
+
+def on_main_only(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
+    """The answer of rank 0 on every rank; its mistake is everyone's."""
+    answer, mistake = None, None
+    if distributed.is_main:
+        try:
+            answer = work()
+        except UserError as error:
+            mistake = str(error)
+    answer, mistake = distributed.broadcast_object((answer, mistake))
+    if mistake is not None:
+        raise UserError(mistake)
+    return cast(Answer, answer)
+
+
+def on_main_first(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
+    """Runs ``work`` on rank 0, then on the others, who find its caches; the mistake of one is everyone's."""
+    answer, mistake = None, None
+    for turn in (True, False):
+        if distributed.is_main == turn:
+            try:
+                answer = work()
+            except UserError as error:
+                mistake = str(error)
+        found = [text for text in distributed.gather(mistake) if text is not None]
+        if found:
+            raise UserError(found[0])
+    return answer  # type: ignore[return-value]
+
+
+def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: ANN401
+    """All tasks' data, tokenized."""
+    return [
+        load_task(
+            task,
+            tokenizer,
+            max_length=settings.options.max_length,
+            seed=settings.options.seed,
+            cache_dir=settings.cache_dir,
+            too_long=settings.options.too_long,
+        )
+        for task in settings.tasks
+    ]
+
+
+def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> None:
+    """Refuses surgery that has nothing to work on, and rows that would not fit."""
+    mean = isinstance(settings.factories.surgery(), Mean)
+    if mean and not settings.factories.weighter([task.name for task in settings.tasks]).needs:
+        return
+    num_shared = sum(parameter.numel() for parameter in layout.shared_parameters())
+    if num_shared == 0 and not mean and not settings.options.allow_ineffective:
+        raise UserError(
+            f"surgery={settings.strategy['surgery']} acts on shared parameters, and this layout has none. Take "
+            "surgery=mean, a layout with a shared adapter, or allow_ineffective=true."
+        )
+    batch_size = max(stage.batch_size or settings.options.batch_size for stage in settings.stages)
+    num_rows = min(num_tasks, batch_size)
+    num_bytes = num_rows * sum(p.numel() * p.element_size() for p in layout.shared_parameters())
+    if num_bytes > settings.options.max_row_bytes:
+        limit = settings.options.max_row_bytes
+        raise UserError(
+            f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), "
+            f"over max_row_bytes={limit:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the limit."
+        )
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """The config as YAML that loads back as the same: texts that look like numbers or references stay texts."""
+
+    def escaped(value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, str):
+            return value.replace("${", "\\${")
+        if isinstance(value, Mapping):
+            return {key: escaped(item) for key, item in value.items()}
+        return [escaped(item) for item in value] if isinstance(value, list) else value
+
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(config)))
+
+
+def open_log(settings: Settings, folder: Path, data: Sequence[TaskData], checkpoint: Checkpoint | None) -> RunLog:
+    """The run's reports, as they were when the checkpoint was taken."""
+    # What stands beyond the checkpoint, or without one, is of work that was lost and comes again.
+    step = checkpoint.step if checkpoint else 0
+    num_records = checkpoint.state["run"]["num_records"] if checkpoint else 0
+    discard_after(folder / "checkpoints", step)
+    log = RunLog(
+        folder,
+        settings.config,
+        {item.task.name: None if item.task.metric == "none" else item.task.metric for item in data},
+        {item.task.name: len(item.train) for item in data},
+        step=step,
+        num_records=num_records,
+    )
+    for item in data:
+        if item.num_dropped:
+            log.warn(
+                f"task '{item.task.name}': {item.num_dropped} examples dropped, whose answers max_length cuts away"
+            )
+    return log
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> StageParts | None:
+    """Puts a checkpoint's state back; returns the parts of the stage it was taken in, if it was taken in one."""
+    state = checkpoint.state
+    run.state = RunState(**state["run"])
+    run.started -= run.state.total_seconds
+    run.loss_scale.load_state_dict(state["loss_scale"])
+    run.cursors.load_state_dict(state["cursors"])
+    parameters = run.layout.named_parameters()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(shard_like(state["parameters"][name], parameter))
+    if state["best_parameters"] is not None:
+        best = state["best_parameters"]
+        run.best_parameters = {name: shard_like(best[name], parameters[name]) for name in best}
+    if state["parts"] is None:
+        return None
+    parts = make_parts(run)
+    changed = parts.load_state_dict(state["parts"])
+    if run.log:
+        for name in changed:
+            run.log.warn(f"the {name} is another one than the checkpoint's and starts afresh")
+        run.log.resume_stage(run.state, parts)
+    return parts

@@ -1,0 +1,125 @@
+"""Resuming is exact whatever levers are combined."""
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtl.train
+
+CONF = mtl.train.config_dir()
+GROUPS = ("sampler", "weighter", "surgery", "adapters", "stages")
+# What an option can't do without, or several ways of it that have states of their own.
+VARIANTS = {
+    "weighter=static": [["weighter.weights.small=3"]],
+    "sampler=performance": [["sampler.signal=gap"], ["sampler.signal=loss_ratio"]],
+}
+SPLIT_STEP = 2  # of 2 steps in each of up to two stages
+
+
+def options_of(group):
+    """All option files of a group, each with the overrides it takes."""
+    names = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return [[f"{group}={name}", *extra] for name in names for extra in VARIANTS.get(f"{group}={name}", [[]])]
+
+
+def covering_array(factors, seed=0):
+    """Cases in which each value of a factor meets each value of every other: greedy, with seeded random candidates."""
+    generator = random.Random(seed)
+    pairs = {
+        ((i, a), (j, b))
+        for i, j in itertools.combinations(range(len(factors)), 2)
+        for a in range(len(factors[i]))
+        for b in range(len(factors[j]))
+    }
+    cases = []
+    while pairs:
+        first = min(pairs)
+        best, covered = None, set()
+        for _ in range(50):
+            case = [generator.randrange(len(factor)) for factor in factors]
+            for i, value in first:
+                case[i] = value
+            new = pairs & set(itertools.combinations(list(enumerate(case)), 2))
+            if len(new) > len(covered):
+                best, covered = case, new
+        pairs -= covered
+        cases.append([factor[value] for factor, value in zip(factors, best, strict=True)])
+    return cases
+
+
+def covering_each_once(factors):
+    """The fewest cases in which every value occurs."""
+    length = max(map(len, factors))
+    return [[factor[case % len(factor)] for factor in factors] for case in range(length)]
+
+
+FACTORS = [options_of(group) for group in GROUPS]
+PAIRS = covering_array(FACTORS)
+EACH_ONCE = covering_each_once(FACTORS)
+ALL = list(itertools.product(*FACTORS))
+
+
+def name_of(case):
+    return "-".join("+".join(override.split("=")[-1] for override in option) for option in case)
+
+
+def overrides_of(case):
+    return [*itertools.chain(*case), "max_steps=2", "allow_ineffective=true"]
+
+
+def test_the_arrays_cover_what_they_should():
+    for i, j in itertools.combinations(range(len(FACTORS)), 2):
+        met = {(str(case[i]), str(case[j])) for case in PAIRS}
+        assert met == {(str(a), str(b)) for a in FACTORS[i] for b in FACTORS[j]}
+    for i, factor in enumerate(FACTORS):
+        assert {str(case[i]) for case in EACH_ONCE} == set(map(str, factor))
+    assert len(PAIRS) < len(ALL) / 5
+
+
+def check(case, tmp_path, command, interrupted_copy, outcome):
+    levers = overrides_of(case)
+    whole = command(tmp_path / "whole", *levers)
+    step = 1 + sum(map(len, map(str, case))) % (3 if "joint_then_weak" in name_of(case) else 1)
+    resumed = command(interrupted_copy(whole, step, tmp_path / "resumed"), *levers, "resume_from_checkpoint=auto")
+    assert outcome(resumed) == outcome(whole)
+
+
+@pytest.mark.parametrize("case", PAIRS, ids=name_of)
+def test_all_pairs_of_options(case, tmp_path, command, interrupted_copy, outcome):
+    check(case, tmp_path, command, interrupted_copy, outcome)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", ALL, ids=name_of)
+def test_all_combinations(case, tmp_path, command, interrupted_copy, outcome):
+    check(case, tmp_path, command, interrupted_copy, outcome)
+
+
+@pytest.mark.parametrize("case", EACH_ONCE, ids=name_of)
+def test_every_option_in_a_fresh_process(case, tmp_path, arguments, command, interrupted_copy, outcome):
+    levers = overrides_of(case)
+    whole = command(tmp_path / "whole", *levers)
+    resumed = interrupted_copy(whole, 1, tmp_path / "resumed")
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mtl.train",
+            *arguments,
+            f"output_dir={resumed}",
+            *levers,
+            "resume_from_checkpoint=auto",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(mtl.train.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert outcome(resumed) == outcome(whole)

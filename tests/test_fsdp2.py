@@ -1,0 +1,141 @@
+"""A model spread over two processes trains, evaluates, exports and resumes like one that is not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtl.cli import main
+from mtl.distributed import Distributed
+from mtl.errors import UserError
+
+COLOURS = ["red", "green", "blue"]
+MARKS = ["a", "b"]  # one token and the end of the turn
+
+
+def fsdp2(*arguments):
+    """Runs ``mtl.train`` on two CPU processes with FSDP2."""
+    environment = {
+        **os.environ,
+        **{"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+    }
+    launcher = [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+    ]
+    finished = subprocess.run(
+        [sys.executable, *launcher, "-m", "mtl.train", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch, tiny_folder, make_task):
+    """Of a run that evaluates in every way there is, with fewer examples of one task than processes."""
+    monkeypatch.setenv("MTL_CACHE", str(tmp_path / "cache"))
+    free = make_task("free", [{"prompt": f"say {i}", "completion": "xy" * (1 + i % 4)} for i in range(30)])
+    long = make_task("long", [{"prompt": f"{i} " * (1 + i % 5), "completion": COLOURS[i % 3]} for i in range(24)])
+    short = make_task("short", [{"prompt": f"mark {i}", "completion": MARKS[i % 2]} for i in range(12)])
+    return [
+        *(f"model.name_or_path={tiny_folder}", "model.dtype=float64", "tasks=none"),
+        *(f"tasks.free.path={free}", "tasks.free.max_new_tokens=5", "tasks.free.metric=exact_match"),
+        *(f"tasks.long.path={long}", f"tasks.long.labels=[{','.join(COLOURS)}]", "tasks.long.scoring=likelihood"),
+        *(f"tasks.short.path={short}", f"tasks.short.labels=[{','.join(MARKS)}]", "tasks.short.scoring=likelihood"),
+        *("tasks.short.val_size=1", "tasks.short.test_size=1"),
+        *("weighter=uncertainty", "surgery=pcgrad", "max_steps=4", "batch_size=5", "learning_rate=0.01"),
+        *("micro_batch_tokens=90", "eval_micro_batch_tokens=150", "max_eval_examples=5", "max_test_examples=5"),
+        *("eval_steps=2", "early_stopping_patience=5", "keep_last=9"),
+    ]  # fmt: skip
+
+
+LAYOUTS = {
+    "shared_and_per_task": ["adapters=shared_and_per_task", "adapters.lora_dropout=0"],
+    "full": ["adapters=full", "learning_rate=1e-3"],
+}
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def assert_same_tensors(found_file, expected_file):
+    found, expected = load_file(found_file), load_file(expected_file)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        if tensor.is_floating_point() and tensor.norm() > 0:
+            assert relative(found[name], tensor) < 1e-9, name
+        else:
+            assert torch.equal(found[name], tensor), name
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def assert_alike(found, expected, where=""):
+    """Equal but for rounding."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_alike(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_alike(*pair, f"{where}[{index}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12), where
+    else:
+        assert found == expected, where
+
+
+def assert_same_run(found, expected):
+    """Every record, result, prediction, checkpoint and exported file."""
+    assert_alike(records(found), records(expected))
+    results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (found, expected)]
+    assert_alike(results[0]["tasks"], results[1]["tasks"])
+    for file in sorted((expected / "predictions").iterdir()):
+        assert (found / "predictions" / file.name).read_bytes() == file.read_bytes()
+    for pattern in ("checkpoints/*/tensors.safetensors", "adapters/*/*.safetensors", "model/*.safetensors"):
+        files = sorted(file.relative_to(expected) for file in expected.glob(pattern))
+        assert files == sorted(file.relative_to(found) for file in found.glob(pattern))
+        for file in files:
+            assert_same_tensors(found / file, expected / file)
+    for file in (*expected.glob("adapters/*/*.json"), *expected.glob("model/*config.json")):
+        assert (found / file.relative_to(expected)).read_bytes() == file.read_bytes(), file
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sharded_run_is_the_run_of_one_process(tmp_path, arguments, layout):
+    arguments = [*arguments, *LAYOUTS[layout]]
+    one, two = tmp_path / "one", tmp_path / "two"
+    # Each with a cache of its own, so that the model before training is evaluated on the ranks too.
+    fsdp2(*arguments, f"output_dir={two}")
+    shutil.rmtree(tmp_path / "cache" / "base")
+    assert main(["train", *arguments, f"output_dir={one}"]) == 0
+    assert_same_run(two, one)
+    assert (one / "model" / "model.safetensors").is_file() == (layout == "full")
+
+    # From its checkpoint a run goes on to the same end, sharded or not.
+    for name in ("sharded", "whole"):
+        shutil.copytree(two, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-000004")
+    fsdp2(*arguments, f"output_dir={tmp_path / 'sharded'}", "resume_from_checkpoint=auto")
+    for pattern in ("metrics.jsonl", "checkpoints/*/tensors.safetensors", "*/model.safetensors"):
+        for file in two.glob(pattern):
+            assert (tmp_path / "sharded" / file.relative_to(two)).read_bytes() == file.read_bytes(), file
+    resumed = [*arguments, f"output_dir={tmp_path / 'whole'}", "resume_from_checkpoint=auto"]
+    assert main(["train", *resumed]) == 0
+    assert_same_run(tmp_path / "whole", one)
