@@ -94,9 +94,7 @@ class Backward:
         if not self.shards_rows:
             return gramian_RR
         gramian_RR = self.distributed.sum_(gramian_RR.to(self.distributed.device)).cpu()
-        return (
-            gramian_RR + gramian_RR.T
-        ) / 2  # the ranks' terms may have been added in another order below the diagonal
+        return (gramian_RR + gramian_RR.T) / 2  # the ranks' terms may be added in another order below the diagonal
 
     def __call__(self, batch: Batch, scale_T: Tensor, *, step: int, apart: bool) -> TaskGradients:
         """Gradients of ``scale_t L_t``: one row a present task if ``apart``, else one row of their sum.

@@ -103,4 +103,5 @@ class AdapterLayout(Protocol):
 
     def joined(self) -> AbstractContextManager[None]: ...  # what is exported acts, and nothing trains
 
-    def export(self, folder: Path, task_names: Sequence[str]) -> None: ...  # what a user deploys
+    # What a user deploys; every rank calls it, one of them with ``write``.
+    def export(self, folder: Path, task_names: Sequence[str], *, write: bool = True) -> None: ...

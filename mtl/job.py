@@ -141,10 +141,10 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None
     val = run.validation or run.validate()
     peaks = run.distributed.gather(peak_memory_bytes())
     seconds = time.monotonic() - run.started
+    run.layout.export(run.output_dir / "adapters", run.names, write=run.distributed.is_main)
     if run.log is None:
         run.distributed.barrier()
         return
-    run.layout.export(run.output_dir / "adapters", run.names)
     if (run.output_dir / "model").is_dir():
         run.tokenizer.save_pretrained(str(run.output_dir / "model"))
     tasks = {}

@@ -11,19 +11,22 @@ import torch
 from safetensors.torch import load_file
 
 from mtl.cli import main
-from mtl.distributed import Distributed
+from mtl.distributed import fsdp_requested
 from mtl.errors import UserError
 
 COLOURS = ["red", "green", "blue"]
 MARKS = ["a", "b"]  # one token and the end of the turn
 
 
-def fsdp2(*arguments):
+def fsdp2(*arguments, code=0):
     """Runs ``mtl.train`` on two CPU processes with FSDP2."""
     environment = {
         **os.environ,
-        **{"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     }
     launcher = [
         *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
@@ -37,7 +40,8 @@ def fsdp2(*arguments):
         timeout=300,
         check=False,
     )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert code is None or finished.returncode == code, finished.stdout + finished.stderr
+    return finished
 
 
 @pytest.fixture
@@ -139,3 +143,41 @@ def test_a_sharded_run_is_the_run_of_one_process(tmp_path, arguments, layout):
     resumed = [*arguments, f"output_dir={tmp_path / 'whole'}", "resume_from_checkpoint=auto"]
     assert main(["train", *resumed]) == 0
     assert_same_run(tmp_path / "whole", one)
+
+
+@pytest.mark.parametrize(("version", "answer"), [("2", True), ("1", UserError), (None, UserError)])
+def test_only_version_2_is_taken(monkeypatch, version, answer):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    if version:
+        monkeypatch.setenv("FSDP_VERSION", version)
+    if answer is True:
+        assert fsdp_requested()
+    else:
+        with pytest.raises(answer, match="--fsdp_version 2"):
+            fsdp_requested()
+
+
+def test_surgery_of_whole_gradients_is_refused(tmp_path, arguments, monkeypatch):
+    """GradDrop, say, goes by the elements of a row, of which each process would have a part."""
+    module = tmp_path / "own" / "elementwise.py"
+    module.parent.mkdir()
+    module.write_text(
+        "class Sign:\n"
+        "    weights_act = 'yes'\n"
+        "    def __init__(self, scale):\n"
+        "        pass\n"
+        "    def __call__(self, grads_MN, tasks=None):\n"
+        "        return grads_MN.sign().mean(0)\n"
+        "    def state_dict(self):\n"
+        "        return {}\n"
+        "    def load_state_dict(self, state):\n"
+        "        pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(module.parent))
+    arguments = [*arguments, *LAYOUTS["full"], "surgery._target_=elementwise.Sign", f"output_dir={tmp_path / 'run'}"]
+    finished = fsdp2(*arguments, code=None)
+    assert finished.returncode != 0
+    assert "surgery=Sign: works on whole gradients" in finished.stderr
+    assert not (tmp_path / "run").exists()
