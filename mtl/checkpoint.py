@@ -39,6 +39,10 @@ STATE, TENSORS, MANIFEST, LATEST = "state.json", "tensors.safetensors", "manifes
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})(\.old)?")
 
 
+class OtherVersion(UserError):
+    """A checkpoint that is whole, but not for this version of the package to read."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A verified checkpoint: the state after ``step`` optimizer steps, and what equal bits need beside the config."""
@@ -118,11 +122,16 @@ def newest_checkpoint(path: Path) -> tuple[Checkpoint | None, list[str]]:
 
     Args:
         path: A run folder or its ``checkpoints`` folder; need not exist. ``latest`` and foreign names don't matter.
+
+    Raises:
+        OtherVersion: A newer one was written by another version: going on from an older one would delete it.
     """
     skipped: list[str] = []
     for _, folder in list_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path):
         try:
             return read_checkpoint(folder), skipped
+        except OtherVersion:
+            raise
         except UserError as error:
             skipped.append(str(error))
     return None, skipped
@@ -217,7 +226,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if content != sealed(rest) and schema != 1:  # which had no sha256 of its own
         raise damaged(file, "its sha256 is not the one it gives")
     if schema != SCHEMA:
-        raise UserError(
+        raise OtherVersion(
             f"{file} was written by another version of mtl: it has schema {schema}, this version reads {SCHEMA}. "
             "Resume with the version that wrote it, or start a new run."
         )

@@ -92,7 +92,7 @@ def test_every_file_begins_with_what_it_is():
         lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
         is_global = lines[0] == "# @package _global_"
         assert lines[1 if is_global else 0].startswith("# ")
-        assert is_global == (group in ("strategy", "stages", "experiment"))
+        assert is_global == (group in ("strategy", "stages", "experiment") or choice == "slurm")
 
 
 def test_config_of_a_run_runs_it_again(short_run, capsys):

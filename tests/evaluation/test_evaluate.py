@@ -106,6 +106,18 @@ def test_ranks_do_not_change_the_result_and_all_get_it(build_model, tokenizer, t
     assert [max(done for name, done, _ in rank if name == "translate") for rank in calls] == [4, 4, 4, 2]
 
 
+def test_ranks_may_outnumber_the_examples(build_model, tokenizer, tasks, alone, no_adapters):
+    few = SETTINGS | {"max_examples": 1}
+    plain = evaluate(build_model("llama"), tokenizer, no_adapters, tasks, distributed=alone, **few)
+    models = [build_model("llama") for _ in range(3)]
+    split = on_ranks(
+        3,
+        lambda rank, distributed: evaluate(models[rank], tokenizer, no_adapters, tasks, distributed=distributed, **few),
+    )
+    assert split[0] == [approximately(evaluation) for evaluation in plain]
+    assert all(result == split[0] for result in split)
+
+
 def test_order_of_the_examples_does_not_change_the_loss(model, tokenizer, tasks, alone, no_adapters):
     losses = [
         evaluate(model, tokenizer, no_adapters, tasks, distributed=alone, **(SETTINGS | {"split": split}))[0].loss
