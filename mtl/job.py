@@ -58,8 +58,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
         raise UserError("mixed_precision=fp16: must run on a GPU, and there is none. Take bf16 or no.")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError(
-            "accelerate launch asks for DeepSpeed, whose engine reduces gradients before the tasks are told apart. Take "
-            "mtl train launch=fsdp2, which shards the model too."
+            "accelerate launch asks for DeepSpeed, whose engine reduces gradients before the tasks are told apart. "
+            "Take mtl train launch=fsdp2, which shards the model too."
         )
     accelerator = Accelerator(mixed_precision=precision, cpu=not cuda)  # Apple's GPUs lack float64
     expected = int(os.environ.get("WORLD_SIZE", "1"))

@@ -246,8 +246,8 @@ def _generate(run: _Run, task: Task, examples: Sequence[EvalExample]) -> list[st
             on_batch=run.on_batch,
             ranks=run.distributed,
         )
-        # One by one: transformers' batch_decode makes one text of no answer, and a rank may have none.
-        decode = run.tokenizer.decode
-        return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in tokens]
+        if not tokens:  # of a rank without examples; transformers makes one text of them
+            return []
+        return run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     return run.over_ranks(generate, examples)
