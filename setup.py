@@ -40,7 +40,7 @@ setup(
     ],
     extras_require={
         "slurm": SLURM,
-        "test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "setuptools>=77", *SLURM],
+        "test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "psutil", "setuptools>=77", *SLURM],
     },
     entry_points={"console_scripts": ["mtl=mtl.cli:main"]},
 )

@@ -164,6 +164,16 @@ def test_a_signal_to_the_launcher_stops_the_run_with_its_work_saved(start, overr
     assert Path(f"out/checkpoints/step-{steps[-1]:06d}/manifest.json").exists()
 
 
+def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(start, overrides):
+    started = start(*overrides, TWO)
+    started.ranks[1].send_signal(signal.SIGINT)
+    code, err = started.end(60)
+    assert code == 128 + signal.SIGINT
+    assert "Traceback" not in err
+    steps = [json.loads(line)["step"] for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert Path(f"out/checkpoints/step-{steps[-1]:06d}/manifest.json").exists()
+
+
 @pytest.mark.parametrize("command", ["ours", "theirs"])
 def test_an_error_of_one_rank_is_named(overrides, command):
     given = [*overrides, "output_dir=out", "sampler=equal", "sampler._target_=own_sampler_of_rank_1.Raises"]
