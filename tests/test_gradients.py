@@ -188,3 +188,18 @@ def test_attach_lets_backward_write_into_the_buffer():
     attach(parameters, flat)
     (parameters[0].sum() * 2 + parameters[1].sum() * 3).backward()
     assert flat.tolist() == [2.0] * 6 + [3.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_loss_scale_that_is_a_power_of_two_changes_no_bit(make_model, dtype):
+    examples = random_examples(np.random.default_rng(5), [4, 2, 3])
+    found = []
+    for loss_scale in (1.0, 2.0**12):
+        model = make_model(dtype)
+        backward = make_backward(model, lora(model), max_tokens=60)
+        backward.loss_scale = loss_scale
+        found.append(backward(Batch(examples, TASKS), torch.ones(TASKS), step=0, apart=True))
+    plain, scaled = found
+    assert torch.equal(scaled.shared_RN, plain.shared_RN)
+    assert torch.equal(scaled.losses_M, plain.losses_M)
+    assert all(map(torch.equal, scaled.private, plain.private))

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -161,6 +162,25 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(command, capsys, monkeypatch
     assert "No space left on device" in error
     monkeypatch.undo()
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-000002"]
+
+
+def test_a_folder_that_is_gone_is_one_line(command, capsys, monkeypatch, tmp_path):
+    plain = mtl.training.training_step
+
+    def step(run, parts):
+        outcome = plain(run, parts)
+        if run.state.step == 2:
+            shutil.move(run.output_dir, tmp_path / "elsewhere")
+        return outcome
+
+    monkeypatch.setattr(mtl.training, "training_step", step)
+    code, folder = command()
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "run/metrics.jsonl: No such file or directory. The checkpoints so far are kept" in error
+    assert not folder.exists()
+    assert (tmp_path / "elsewhere" / "checkpoints" / "step-000002" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
