@@ -41,7 +41,8 @@ def run_job(settings: Settings) -> Path:
     try:
         return _run_job(settings, Distributed(accelerator))
     finally:
-        torch.use_deterministic_algorithms(False)
+        if settings.options.deterministic:
+            torch.use_deterministic_algorithms(False)
         accelerator.end_training()  # without it gloo may abort at exit, after all work is done
 
 
