@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_DIR ?= outputs/demo
 
-.PHONY: install demo test test-slow test-all check clean
+.PHONY: install demo test test-slow test-deepspeed test-all check clean
 
 install: .venv/installed
 
@@ -23,6 +23,12 @@ test: install
 # The long forms: kills, random cases on several processes. Under 40 minutes on two cores.
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow tests
+
+# DeepSpeed builds its own wheel, and with its first run on CPUs a C++ extension.
+test-deepspeed: install
+	$(BIN)/pip install --disable-pip-version-check -q hjson msgpack ninja py-cpuinfo einops wheel
+	DS_BUILD_OPS=0 $(BIN)/pip install --disable-pip-version-check -q --no-build-isolation --no-deps deepspeed==0.19.8
+	$(BIN)/python -m pytest -q tests/test_zero.py
 
 test-all: install
 	$(BIN)/python -m pytest -q tests

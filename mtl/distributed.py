@@ -24,12 +24,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtl.errors import UserError
 
+ZERO_STAGE = "MTL_ZERO_STAGE"  # in the environment of a rank: DeepSpeed's, where the launch asks for it
+
 
 class Distributed:
     """The ranks of a run, and what they tell each other.
 
-    ``sharded`` says whether parameters are spread over the ranks (FSDP2). Every rank must then run as many forwards
-    and backwards as every other.
+    ``sharded`` says whether parameters are spread over the ranks (FSDP2, or DeepSpeed's stage 3). Every rank must then
+    run as many forwards and backwards as every other. ``hooks_gradients`` says whether a plain backward would be
+    intercepted (DeepSpeed's other stages).
 
     Args:
         accelerator: The run's accelerator; it owns the process group.
@@ -43,7 +46,11 @@ class Distributed:
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
-        self.sharded: bool = fsdp_requested() and self.world_size > 1
+        several = self.world_size > 1
+        self.fsdp: bool = fsdp_requested() and several
+        self.zero_stage: int | None = int(os.environ[ZERO_STAGE]) if ZERO_STAGE in os.environ else None
+        self.sharded: bool = self.fsdp or (self.zero_stage == 3 and several)
+        self.hooks_gradients: bool = self.zero_stage in (0, 1, 2)
 
     @property
     def is_main(self) -> bool:
@@ -64,7 +71,7 @@ class Distributed:
         placed: nn.Module = self.accelerator.prepare_model(
             model, device_placement=not self.sharded, evaluation_mode=True
         )
-        if self.sharded:
+        if self.fsdp:
             everything = all(parameter.requires_grad for parameter in placed.parameters())
             self._shard(placed, replicated=set() if everything else set(trainable))
         return placed

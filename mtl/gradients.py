@@ -117,7 +117,7 @@ class Backward:
                 # Sums over target tokens with the step's own denominators: a mean of micro-batch means would weigh
                 # a token by how few others share its micro-batch.
                 loss = (nll * per_target_T[micro_batch.label_tasks].to(nll.dtype)).sum()
-                (loss * self.loss_scale).backward()
+                self._accumulate(loss * self.loss_scale, task)
             nll_T.index_add_(0, micro_batch.label_tasks, nll.detach().double())
         for parameter in self.layout.parameters():
             parameter.grad = None
@@ -128,6 +128,17 @@ class Backward:
             self._buffer.div_(self.loss_scale)
         losses_T = nll_T.cpu() / num_targets_T.clamp(min=1)
         return TaskGradients(tasks, losses_T[tasks], shared_RN, private)
+
+    def _accumulate(self, loss: Tensor, task: int) -> None:
+        """Adds the gradient of ``loss`` to every ``.grad``."""
+        if not self.distributed.hooks_gradients:
+            loss.backward()
+            return
+        # DeepSpeed's hooks on a backward would take the gradients away, for its own reduction.
+        parameters = [*self.layout.shared_parameters(), *self.layout.private_parameters(task)]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            assert parameter.grad is not None
+            parameter.grad.add_(gradient)
 
     def _micro_batches(self, batch: Batch, step: int, tasks: Sequence[int], *, mix_tasks: bool) -> Iterator[MicroBatch]:
         rank = self.distributed.rank

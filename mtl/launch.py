@@ -23,7 +23,12 @@ from typing import Any
 from mtl.errors import Stopped, UserError
 from mtl.ranks import LAUNCHER, LOST, is_main
 
-SHARDING_ARGUMENTS = {"none": ["--multi_gpu"], "fsdp2": ["--use_fsdp", "--fsdp_version=2"]}
+SHARDING_ARGUMENTS = {
+    "none": ["--multi_gpu"],
+    "fsdp2": ["--use_fsdp", "--fsdp_version=2"],
+    # DeepSpeed's engine is made by the ranks: accelerate's would reduce gradients before the tasks are told apart.
+    **{f"zero{stage}": ["--multi_gpu"] for stage in range(4)},
+}
 SAVE_SECONDS = 300  # that ranks have to end their step and save, once a signal has come
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that the agent listens to
 
@@ -54,7 +59,8 @@ class Launch:
         main_process_ip: Address of the machine of rank 0, where there are several.
         main_process_port: A free port there; any on one machine and 29500 on several if not given.
         cpu: Whether GPUs are left alone; only where there is none if not given.
-        sharding: ``"none"``: each process holds the whole model; ``"fsdp2"``: a part of it.
+        sharding: ``"none"``: each process holds the whole model; ``"fsdp2"``: a part of it; ``"zero0"`` to ``"zero3"``:
+            DeepSpeed's stages.
 
     Raises:
         UserError: A value breaks a rule.
@@ -138,7 +144,11 @@ class Launch:
 
     def environment(self) -> dict[str, str]:
         """What agent and ranks are told by variables."""
+        from mtl.distributed import ZERO_STAGE  # needs torch, which takes its time
+
+        zero = {ZERO_STAGE: self.sharding[-1]} if self.sharding.startswith("zero") else {}
         return {
+            **zero,
             # accelerate launch --cpu would start a single process.
             "ACCELERATE_USE_CPU": str(self.cpu).lower(),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS),

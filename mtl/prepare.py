@@ -35,6 +35,7 @@ from mtl.run import Run, RunState, StageParts
 from mtl.settings import Settings
 from mtl.surgery import GramianSurgery, Mean
 from mtl.training import make_parts
+from mtl.zero import shard_frozen
 
 Answer = TypeVar("Answer")
 
@@ -61,6 +62,8 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     check_rows(settings, layout, len(data))
     identity = identity_of(settings, layout, data, model_fingerprint)
     model = distributed.place(loaded, layout.parameters())
+    if distributed.zero_stage == 3:
+        shard_frozen(model, layout, distributed)
     distributed.broadcast_(parameter.data for parameter in layout.parameters())
     packing = options.packing and packing_is_exact(model)
     backward = Backward(

@@ -41,8 +41,12 @@ def report(error: Exception, line: str, *, debug: bool) -> None:
     leave_word(line)
     if debug and speaks:
         traceback.print_exception(error)
-    if speaks and LAUNCHER not in os.environ:
+    if LAUNCHER in os.environ:
+        return
+    if speaks:
         print(f"mtl: error: {line}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(STAND_BY_SECONDS)  # the agent would stop rank 0 as soon as this one ends, maybe before it has spoken
 
 
 def fail(error: Exception) -> None:

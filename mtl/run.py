@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.data.cursors import TaskCursors
 from mtl.data.loading import TaskData
-from mtl.distributed import Distributed, shard_like
+from mtl.distributed import Distributed, is_shard, shard_like
 from mtl.errors import Stopped
 from mtl.evaluation.evaluate import Progress, evaluate
 from mtl.evaluation.results import TaskEvaluation
@@ -94,13 +94,13 @@ class StageParts:
     def state_dict(self) -> dict[str, Any]:
         """The state of each part, with the name of its class."""
         return {
-            name: {"class": type(getattr(self, name)).__name__, "state": getattr(self, name).state_dict()}
+            name: {"class": class_name(getattr(self, name)), "state": getattr(self, name).state_dict()}
             for name in STATEFUL_PARTS
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Puts the parts' states back; a part of another class starts afresh, and its name is returned."""
-        changed = [name for name in STATEFUL_PARTS if state[name]["class"] != type(getattr(self, name)).__name__]
+        changed = [name for name in STATEFUL_PARTS if state[name]["class"] != class_name(getattr(self, name))]
         for name in STATEFUL_PARTS:
             if name not in changed:
                 part_state = state[name]["state"]
@@ -110,9 +110,16 @@ class StageParts:
         return changed
 
 
+def class_name(part: object) -> str:
+    """Of a part of a stage, or of what it wraps."""
+    return type(getattr(part, "inner", part)).__name__
+
+
 def sharded_moments(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's saved state, with what has the shape of its parameter spread over the ranks like that."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(map(is_shard, parameters)):
+        return state
     moments = {
         index: {
             key: shard_like(value, parameters[index])

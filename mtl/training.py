@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
+from torch.optim import Optimizer
 
 from mtl.checkpoint import save_checkpoint
 from mtl.distributed import whole_state
@@ -17,6 +18,7 @@ from mtl.run import Run, StageParts
 from mtl.stages import evaluation_steps
 from mtl.step import training_step
 from mtl.trouble import handle_non_finite
+from mtl.zero import ZeroOptimizer
 
 
 def run_stages(run: Run, parts: StageParts | None = None) -> None:
@@ -60,7 +62,7 @@ def make_parts(run: Run) -> StageParts:
     batch_size = stage.batch_size or options.batch_size
     num_steps = stage.num_steps(sum(sizes), batch_size)
     learning_rate = stage.learning_rate or options.learning_rate or run.layout.default_learning_rate
-    optimizer = run.factories.optimizer(run.layout.parameters(), learning_rate)
+    optimizer = make_optimizer(run, learning_rate)
     return StageParts(
         stage=stage,
         tasks=tasks,
@@ -76,6 +78,19 @@ def make_parts(run: Run) -> StageParts:
             num_steps, evals_per_stage=options.evals_per_stage, eval_steps=options.eval_steps
         ),
     )
+
+
+def make_optimizer(run: Run, learning_rate: float) -> Optimizer:
+    """Of all trainable parameters; spread over the ranks where the launch asks for it."""
+    stage = run.distributed.zero_stage
+    if stage in (0, 1, 2):
+        return ZeroOptimizer(
+            lambda parameters: run.factories.optimizer(parameters, learning_rate),
+            run.layout,
+            run.distributed,
+            stage=stage,
+        )
+    return run.factories.optimizer(run.layout.parameters(), learning_rate)
 
 
 def train(run: Run, parts: StageParts) -> None:
@@ -178,6 +193,8 @@ def end_stage(run: Run, parts: StageParts) -> None:
             "best_step": run.state.best_stage_step if run.best_parameters is not None else run.state.stage_step,
         }
     )
+    if isinstance(parts.optimizer, ZeroOptimizer):
+        parts.optimizer.close()
     run.state.stage += 1
     run.state.stage_tasks = None
     save(run, None)

@@ -14,8 +14,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ("errors",),
     ("interfaces",),
+    ("interrupt", "loss_scale"),
     ("tasks", "samplers", "weighters", "surgery", "distributed", "checkpoint", "construct", "overrides", "schema"),
-    ("interrupt", "loss_scale", "ranks"),
+    ("ranks", "zero"),
     ("launch", "mistakes"),
     ("data",),
     ("models",),

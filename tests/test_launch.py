@@ -301,8 +301,12 @@ def test_a_mistake_is_told_once(tmp_path, monkeypatch, capsys, rank, launcher, e
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     if launcher:
         monkeypatch.setenv(ranks.LAUNCHER, launcher)
+    waited = []
+    monkeypatch.setattr(ranks.time, "sleep", waited.append)
     ranks.report(error, str(error), debug=False)
     assert capsys.readouterr().err == spoken
+    # A rank that leaves the word to rank 0 must not be the first to end: torch's agent would stop that one.
+    assert bool(waited) == (not spoken and launcher is None)
     word = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
     assert word == (f"rank {rank}: x" if isinstance(error, RankError) else "x")
 

@@ -30,6 +30,7 @@ def launch_of(name, num_gpus):
         ("cpu", 2, 1, True, False),
         ("gpus", 4, 1, False, False),
         ("fsdp2", 4, 1, False, True),
+        ("deepspeed", 4, 1, False, False),
         ("multi_node", 8, 2, False, False),
         ("slurm", 4, 1, False, False),
     ],
@@ -47,6 +48,7 @@ def test_accelerate_understands_it(monkeypatch, name, num_processes, num_machine
     args, _, _ = _validate_launch_command(args)
     assert (args.num_processes, args.num_machines) == (num_processes, num_machines)
     assert launch.cpu == cpu
+    assert launch.environment().get("MTL_ZERO_STAGE") == ("3" if name == "deepspeed" else None)
     assert launch.environment()["ACCELERATE_USE_CPU"] == str(cpu).lower()
     assert bool(args.use_fsdp) == fsdp
     assert args.multi_gpu or args.use_fsdp

@@ -92,6 +92,12 @@ def test_the_table_of_levers_has_every_option():
     assert sorted(presets) == sorted(file.stem for file in (config_dir() / "strategy").glob("*.yaml"))
 
 
+def test_the_table_of_launches_has_every_option():
+    table = README.split("| launch | |")[1].split("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    assert sorted(named) == sorted(file.stem for file in (config_dir() / "launch").glob("*.yaml"))
+
+
 def test_the_metrics_are_those_there_are():
     sentence = README.split("Metrics are ")[1].split("all scores")[0]
     named = set(re.findall(r"`(\w+)`", sentence))

