@@ -157,7 +157,7 @@ def plain(layout, dtype, batch, tokenizer):
             [
                 {
                     "input_ids": example.input_ids.tolist(),
-                    "labels": np.where(example.is_target, example.input_ids, -100),
+                    "labels": np.where(example.is_target, example.input_ids, -100).tolist(),
                 }
                 for example in examples
             ]

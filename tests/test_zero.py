@@ -95,7 +95,7 @@ def test_a_run_is_that_of_plain_processes(tmp_path, arguments, sharding, layout)
     [
         (["launch.sharding=zero3", "adapters=full"], "launch.sharding=zero3: shards what is frozen, and adapters=full"),
         (["launch.sharding=zero1", "adapters=per_task", "surgery=mean"], "this layout shares nothing"),
-        (["launch.sharding=zero2", "model.dtype=float64"], "needs float32 or bfloat16, not torch.float64"),
+        (["launch.sharding=zero2", "model.dtype=float64"], "needs float32 or bfloat16 weights, not torch.float64"),
     ],
 )
 def test_what_it_can_not_do_is_refused(tmp_path, arguments, overrides, message):
