@@ -27,13 +27,14 @@ def handle_non_finite(run: Run, parts: StageParts, outcome: StepOutcome) -> None
     if bool(outcome.losses_M.isfinite().all()) and run.loss_scale.overflowed():
         return  # float16's own trouble, which the lower scale cures
     run.state.num_skipped_steps += 1
+    description = describe(run, parts, outcome)  # on every rank: it takes all of them to find out
     if run.options.non_finite == "skip" and run.state.num_skipped_steps <= run.options.max_skipped_steps:
         if run.log:
-            run.log.warn(f"{describe(run, parts, outcome)} The step is skipped.")
+            run.log.warn(f"{description} The step is skipped.")
         return
     limit = f" That is step {run.state.num_skipped_steps} of this kind, over max_skipped_steps."
     raise UserError(
-        f"{describe(run, parts, outcome)}{limit if run.options.non_finite == 'skip' else ''} Lower learning_rate, look "
+        f"{description}{limit if run.options.non_finite == 'skip' else ''} Lower learning_rate, look "
         "for damaged examples, or set non_finite=skip; the last checkpoint is kept."
     )
 

@@ -104,3 +104,27 @@ def test_ranks_that_drift_apart_are_named(tmp_path, monkeypatch, command):
     )
     assert "The trainable parameters differ between rank 0 and ranks [1]" in finished.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_skipped_step_is_skipped_by_all(tmp_path, monkeypatch, command):
+    """What is wrong with it is found out together: the search runs the tasks' backward passes again."""
+    own = tmp_path / "own" / "broken_surgery.py"
+    own.parent.mkdir()
+    own.write_text(
+        "from mtl.surgery import PCGrad\n"
+        "class Broken(PCGrad):\n"
+        "    calls = 0\n"
+        "    def coefficients(self, gramian_MM, tasks=None):\n"
+        "        self.calls += 1\n"
+        "        return super().coefficients(gramian_MM, tasks) * (float('nan') if self.calls == 2 else 1.0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(own.parent))
+    given = [*command, "surgery._target_=broken_surgery.Broken", "non_finite=skip", "adapters.lora_dropout=0"]
+    given += ["stages=joint"]
+    given = [item for item in given if not item.startswith("stages.weak")]
+    for name, num_processes in (("one", 1), ("two", 2)):
+        launch(num_processes, *given, f"output_dir={tmp_path / name}")
+    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert [record.get("skipped", False) for record in two] == [False, True, False, False, False]
+    for expected, found in zip(one, two, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-9)
