@@ -19,6 +19,9 @@ from mtl.distributed import Distributed
 from mtl.errors import UserError
 from mtl.interfaces import AdapterLayout
 
+DTYPES = (torch.float32, torch.bfloat16)
+MASTER = "master"  # in an optimizer's state: the float32 parameter that a bfloat16 one is rounded from
+
 
 def shard_frozen(model: nn.Module, layout: AdapterLayout, distributed: Distributed) -> None:
     """Spreads the frozen weights over the ranks (ZeRO stage 3), in place; what is trained stays whole on each.
@@ -72,10 +75,9 @@ def engine_of(module: nn.Module, optimizer: Optimizer | None, distributed: Distr
             f"launch.sharding=zero{stage}: needs DeepSpeed. Run: pip install 'mtl-sft[deepspeed]'."
         ) from error
     dtype = next(module.parameters()).dtype
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise UserError(
-            f"launch.sharding=zero{stage}: needs float32 or bfloat16 weights, not {dtype}. Set model.dtype."
-        )
+    if dtype not in DTYPES[: 1 if stage == 0 else None]:
+        known = "float32" if stage == 0 else "float32 or bfloat16"
+        raise UserError(f"launch.sharding=zero{stage}: needs {known} weights, not {dtype}. Set model.dtype.")
     config = {
         "train_micro_batch_size_per_gpu": 1,  # must be given; batches are the loop's affair
         "gradient_clipping": 0.0,  # so is clipping
@@ -170,46 +172,59 @@ class ZeroOptimizer(Optimizer):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """As of a plain optimizer of ``layout.parameters()``. A collective: every rank must ask."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+        """As of a plain optimizer of ``layout.parameters()``, and ``master`` parameters if those are bfloat16.
 
-        [flat] = self.inner.state.values() if self._spread else [None]
+        A collective: every rank must ask.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
         state: dict[int, dict[str, Any]] = {}
         for index, parameter in enumerate(self._shared):
-            if flat is None:
-                state[index] = dict(self.inner.state[parameter])
-            else:
-                state[index] = {
+            entry = self._entry(parameter)
+            if entry and self._spread:
+                entry = {
                     key: safe_get_full_optimizer_state(parameter, key).clone() if is_moment(value) else value.clone()
-                    for key, value in flat.items()
+                    for key, value in entry.items()
                 }
+                if parameter.dtype != torch.float32:
+                    entry[MASTER] = safe_get_full_fp32_param(parameter).clone()
+            if entry:  # none before the first step
+                state[index] = dict(entry)
         for index, parameter in enumerate(self._private, start=len(self._shared)):
             assert self._plain is not None
             if parameter in self._plain.state:
                 state[index] = dict(self._plain.state[parameter])
         group = {key: value for key, value in self.inner.param_groups[0].items() if key != "params"}
-        return {"state": state, "param_groups": [{**group, "params": list(range(len(state)))}]}
+        return {
+            "state": state,
+            "param_groups": [{**group, "params": list(range(len(self._shared) + len(self._private)))}],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the state of a plain optimizer of ``layout.parameters()``."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         saved = state_dict["state"]
         [group] = state_dict["param_groups"]
         settings = {key: value for key, value in group.items() if key != "params"}
-        for own in self.param_groups:
-            own.update({**settings, "lr": 0.0})
-        self._step_shared([torch.zeros_like(parameter) for parameter in self._shared])  # makes the state's buffers
+        if any(index in saved for index in range(len(self._shared))):
+            for own in self.param_groups:
+                own.update({**settings, "lr": 0.0})
+            self._step_shared([torch.zeros_like(parameter) for parameter in self._shared])  # makes the state's buffers
         for own in self.param_groups:
             own.update(settings)
         for index, parameter in enumerate(self._shared):
-            entry = saved[index]
-            flat = next(iter(self.inner.state.values())) if self._spread else self.inner.state[parameter]
-            for key, value in entry.items():
-                if self._spread and is_moment(value):
+            own_entry = self._entry(parameter)
+            for key, value in saved.get(index, {}).items():
+                if key == MASTER:
+                    # Plain training carries it along unchanged; then it is not what the parameter is rounded from.
+                    master = value.to(self._device)
+                    current = master.to(parameter.dtype) == parameter
+                    safe_set_full_fp32_param(parameter, torch.where(current, master, parameter.detach().float()))
+                elif self._spread and is_moment(own_entry[key]):
                     safe_set_full_optimizer_state(parameter, value.to(self._device), key)
                 else:
-                    flat[key].copy_(value)
+                    own_entry[key].copy_(value)
         if self._plain:
             first = len(self._shared)
             entries = {index - first: entry for index, entry in saved.items() if index >= first}
@@ -219,10 +234,17 @@ class ZeroOptimizer(Optimizer):
     def close(self) -> None:
         """Takes the engine's hooks off the parameters."""
         self._engine.destroy()
+        # Its finalizer would do so again, whenever it is collected: to the next engine of these parameters.
+        self._engine.optimizer = None
 
     @property
     def _spread(self) -> bool:
         return self._stage > 0
+
+    def _entry(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """The inner optimizer's state of a shared parameter; if spread, of this rank's part of all of them."""
+        entry: dict[str, Any] = self.inner.state.get(parameter, {})
+        return next(iter(self.inner.state.values()), {}) if self._spread else entry
 
     def _step_shared(self, gradients: list[Tensor | None]) -> None:
         from deepspeed.utils import safe_set_full_grad

@@ -36,7 +36,7 @@ def test_every_stage_is_plain_training(tmp_path):
     assert len(report) == 2 * (3 * 4 - 1)
     for name, errors in report.items():
         assert not errors.pop("absent moved"), name
-        limits = {"rows": 1e-5, "parameters": 1e-3, "moments": 1e-3} if "zero3" in name else dict.fromkeys(errors, 0.0)
+        limits = {"rows": 1e-6, "parameters": 1e-4, "moments": 1e-4} if "zero3" in name else dict.fromkeys(errors, 0.0)
         assert all(errors[key] <= limits[key] for key in limits), (name, errors)
 
 
