@@ -52,7 +52,8 @@ def processes(tmp_path_factory):
         started |= {name: (output, process) for name, output in zip(names, outputs, strict=True)}
     yield started
     for _, process in started.values():
-        process.kill()
+        process.terminate()  # not killed: the launcher ends its ranks
+        process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
