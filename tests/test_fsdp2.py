@@ -5,14 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mtl.cli import main
+from mtl.data.tokenized import TokenizedExample
 from mtl.distributed import fsdp_requested
 from mtl.errors import UserError
+from mtl.evaluation.losses import summed_losses
+from mtl.evaluation.options import option_log_likelihoods
 
 COLOURS = ["red", "green", "blue"]
 MARKS = ["a", "b"]  # one token and the end of the turn
@@ -181,3 +186,27 @@ def test_surgery_of_whole_gradients_is_refused(tmp_path, arguments, monkeypatch)
     assert finished.returncode != 0
     assert "surgery=Sign: works on whole gradients" in finished.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_work_done_again_to_keep_step_changes_nothing(make_model):
+    """Another rank has 5 batches, and options of 5 tokens, where this one's first options have a single token."""
+    model = make_model()
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    ranks = SimpleNamespace(rank=0, world_size=2, sharded=True, gather=lambda value: [value, 5])
+    settings = {"token_budget": 20, "on_batch": lambda num_examples: None}
+
+    ids = [np.arange(3, 3 + length, dtype=np.int32) for length in (9, 7, 4)]
+    examples = [TokenizedExample(row, np.arange(len(row)) > 1) for row in ids]
+    alone = summed_losses(model, examples, **settings)
+    assert len(forwards) == 2
+    assert summed_losses(model, examples, **settings, ranks=ranks) == alone
+    assert len(forwards) == 2 + 5
+
+    prompts, options = [[7, 8, 9], [4, 5, 6, 7]], [[[10], [11]], [[12], [13]]]
+    alone = option_log_likelihoods(model, prompts, options, **settings)
+    forwards.clear()
+    in_step = option_log_likelihoods(model, prompts, options, **settings, ranks=ranks)
+    assert len(forwards) == 2 * 5
+    for found, expected in zip(in_step, alone, strict=True):
+        assert found == pytest.approx(expected, rel=1e-12)
