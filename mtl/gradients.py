@@ -84,6 +84,11 @@ class Backward:
         return sum(parameter.numel() for parameter in self.layout.shared_parameters())
 
     @property
+    def row_bytes(self) -> int:
+        """Of one row, or of the part of it that this rank holds."""
+        return num_local(self.layout.shared_parameters()) * self.dtype.itemsize
+
+    @property
     def shards_rows(self) -> bool:
         """Whether this rank holds only a part of each row: where the shared parameters are sharded."""
         return any(is_shard(parameter) for parameter in self.layout.shared_parameters())

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
 
-from mtl.checkpoint import Checkpoint, discard_after, read_checkpoint
+from mtl.checkpoint import Checkpoint, discard_after
 from mtl.data.cursors import TaskCursors
 from mtl.data.loading import TaskData, load_task
 from mtl.distributed import Distributed, shard_like
 from mtl.errors import UserError
 from mtl.gradients import Backward
-from mtl.interfaces import AdapterLayout
 from mtl.interrupt import StopSignal
 from mtl.loss_scale import LossScale
 from mtl.models.forward import packing_is_exact
@@ -59,7 +58,6 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     loaded = on_main_first(distributed, lambda: load_model(settings.model, settings.cache_dir))
     model_fingerprint = fingerprint(loaded)
     layout = settings.factories.layout(loaded, len(data))
-    check_rows(settings, layout, len(data))
     identity = identity_of(settings, layout, data, model_fingerprint)
     model = distributed.place(loaded, layout.parameters())
     if distributed.zero_stage == 3:
@@ -69,11 +67,7 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     backward = Backward(
         model, layout, distributed, max_tokens=options.micro_batch_tokens, packing=packing, seed=options.seed
     )
-    if backward.shards_rows and not isinstance(settings.factories.surgery(), GramianSurgery):
-        raise UserError(
-            f"surgery={settings.strategy['surgery']}: works on whole gradients, and each process has a part of "
-            "those of a sharded model. Take adapters other than full, another surgery, or launch=gpus."
-        )
+    check_rows(settings, backward, len(data))
     environment = environment_of(options, distributed, backward.dtype)
     checkpoint, warnings = open_checkpoint(settings, output_dir, distributed, identity, environment)
     log = None
@@ -114,34 +108,25 @@ def open_checkpoint(
     identity: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from, found by rank 0 for all, and what there is to warn of.
+    """The checkpoint to go on from, and what there is to warn of.
 
     Raises:
         UserError: There is none where one was asked for, it is damaged, or it does not fit the run.
     """
-    found = on_main_only(distributed, lambda: find_checkpoint(settings.resume_from_checkpoint, output_dir))
-    path, damaged = found
-    if path is None:
+    resume = settings.resume_from_checkpoint
+    checkpoint, damaged = on_main_first(distributed, lambda: find_checkpoint(resume, output_dir))
+    steps = distributed.gather(None if checkpoint is None else checkpoint.step)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"resume_from_checkpoint={resume}: the processes find checkpoints of different steps, {steps}. Give a "
+            "folder that all machines share."
+        )
+    if checkpoint is None:
         return None, damaged
-    checkpoint = on_main_first(distributed, lambda: read_checkpoint(path))
     changed = check_identity(
         checkpoint.state["identity"], identity, allow_config_change=settings.options.allow_config_change
     )
     return checkpoint, [*damaged, *changed, *environment_warnings(checkpoint.environment, environment)]
-
-
-def on_main_only(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
-    """The answer of rank 0 on every rank; its mistake is everyone's."""
-    answer, mistake = None, None
-    if distributed.is_main:
-        try:
-            answer = work()
-        except UserError as error:
-            mistake = str(error)
-    answer, mistake = distributed.broadcast_object((answer, mistake))
-    if mistake is not None:
-        raise UserError(mistake)
-    return cast(Answer, answer)
 
 
 def on_main_first(distributed: Distributed, work: Callable[[], Answer]) -> Answer:
@@ -174,25 +159,31 @@ def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: AN
     ]
 
 
-def check_rows(settings: Settings, layout: AdapterLayout, num_tasks: int) -> None:
-    """Refuses surgery that has nothing to work on, and rows that would not fit."""
-    mean = isinstance(settings.factories.surgery(), Mean)
+def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
+    """Refuses surgery that has nothing to work on or sees only a part of it, and rows that would not fit."""
+    surgery, name = settings.factories.surgery(), settings.strategy["surgery"]
+    mean = isinstance(surgery, Mean)
     if mean and not settings.factories.weighter([task.name for task in settings.tasks]).needs:
         return
-    num_shared = sum(parameter.numel() for parameter in layout.shared_parameters())
-    if num_shared == 0 and not mean and not settings.options.allow_ineffective:
+    if backward.num_shared == 0 and not mean and not settings.options.allow_ineffective:
         raise UserError(
-            f"surgery={settings.strategy['surgery']} acts on shared parameters, and this layout has none. Take "
-            "surgery=mean, a layout with a shared adapter, or allow_ineffective=true."
+            f"surgery={name} acts on shared parameters, and this layout has none. Take surgery=mean, a layout with a "
+            "shared adapter, or allow_ineffective=true."
+        )
+    if backward.shards_rows and not isinstance(surgery, GramianSurgery):
+        raise UserError(
+            f"surgery={name}: works on whole gradients, and each process has a part of those of a sharded model. Take "
+            "adapters other than full, another surgery, or launch=gpus."
         )
     batch_size = max(stage.batch_size or settings.options.batch_size for stage in settings.stages)
     num_rows = min(num_tasks, batch_size)
-    num_bytes = num_rows * sum(p.numel() * p.element_size() for p in layout.shared_parameters())
+    num_bytes = num_rows * backward.row_bytes
     if num_bytes > settings.options.max_row_bytes:
         limit = settings.options.max_row_bytes
         raise UserError(
-            f"The tasks' gradients take {num_bytes:,} bytes ({num_rows} rows of {num_shared:,} shared parameters), "
-            f"over max_row_bytes={limit:,.0f}. Take a smaller batch_size or adapters.lora_r, or raise the limit."
+            f"The tasks' gradients take {num_bytes:,} bytes in each process ({num_rows} rows of "
+            f"{backward.num_shared:,} shared parameters), over max_row_bytes={limit:,.0f}. Take a smaller "
+            "batch_size or adapters.lora_r, or raise the limit."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mtl.checkpoint import newest_checkpoint, read_checkpoint
+from mtl.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from mtl.data.loading import TaskData
 from mtl.distributed import Distributed
 from mtl.errors import UserError
@@ -77,7 +77,7 @@ def belongs_to(checkpoint: Path, folder: Path) -> bool:
     return path == run or (run / "checkpoints") in (path, path.parent)
 
 
-def find_checkpoint(resume: str | None, folder: Path) -> tuple[Path | None, list[str]]:
+def find_checkpoint(resume: str | None, folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to go on from, if any, and a warning for each damaged one that was passed over.
 
     Args:
@@ -91,7 +91,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> tuple[Path | None, list
         return None, []
     path = folder if resume == "auto" else Path(resume).expanduser()
     if (path / "manifest.json").is_file() or path.name.startswith("step-"):
-        return read_checkpoint(path).path, []
+        return read_checkpoint(path), []
     newest, damaged = newest_checkpoint(path)
     if newest is None and damaged:
         raise UserError(f"resume_from_checkpoint={resume}: no checkpoint verifies. {damaged[0]} Start a new run.")
@@ -99,7 +99,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> tuple[Path | None, list
         raise UserError(
             f"resume_from_checkpoint={path}: no checkpoint there. Give a run folder or one of its checkpoints/step-*."
         )
-    return None if newest is None else newest.path, damaged
+    return newest, damaged
 
 
 def identity_of(

@@ -59,7 +59,7 @@ overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the f
   output_dir=outputs/mine resume_from_checkpoint=auto
 
 on several processes, which are started for you, also for each run of a sweep:
-  launch=gpus|fsdp2                               a process for each GPU, with all or with a part of the model
+  launch=gpus|fsdp2|deepspeed                     a process for each GPU, with all or with a part of the model
   launch.num_processes=2                          so many processes; without GPUs on CPUs (launch=cpu)
   -m launch=slurm                                 each run of the sweep as a Slurm job
 or by accelerate launch -m mtl.train [overrides]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -99,3 +101,41 @@ def make_task(tmp_path):
         return write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows)
 
     return make
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Writes a module of a user's own, and puts it where every process finds it."""
+
+    def write(name, source):
+        folder = tmp_path / "own"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    return write
+
+
+@pytest.fixture
+def launch():
+    """Runs a script or module on CPU processes by ``accelerate launch``, the one way that works (see README)."""
+
+    def run(num_processes, *command, code=0, **environment):
+        prefix = [sys.executable]
+        if num_processes > 1:
+            prefix += [
+                *("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={num_processes}"),
+                *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+            ]
+        finished = subprocess.run(
+            [*prefix, *map(str, command)],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert code is None or finished.returncode == code, finished.stdout + finished.stderr
+        return finished
+
+    return run

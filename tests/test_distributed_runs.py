@@ -1,29 +1,10 @@
 """Several processes give what one gives."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-
-
-def launch(num_processes, *command, code=0):
-    """Runs a script or module on CPU processes, the one way that works with accelerate (see README)."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    prefix = [sys.executable]
-    if num_processes > 1:
-        prefix += [
-            *("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={num_processes}"),
-            *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
-        ]
-    finished = subprocess.run(
-        [*prefix, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert finished.returncode == code, finished.stdout + finished.stderr
-    return finished
 
 
 def relative(found, expected):
@@ -52,7 +33,7 @@ def steps(folder):
 
 
 @pytest.mark.parametrize("layout", ["shared_and_per_task", "full"])
-def test_two_processes_train_like_one(tmp_path, command, layout):
+def test_two_processes_train_like_one(tmp_path, command, layout, launch):
     command = [*command, f"adapters={layout}"]
     if layout != "full":
         command.append("adapters.lora_dropout=0")
@@ -73,7 +54,7 @@ def test_two_processes_train_like_one(tmp_path, command, layout):
                 assert relative(found[key], tensor) < 1e-9, (step, key)
 
 
-def test_ranks_stay_bit_identical_over_20_steps_with_dropout_and_repeat(tmp_path, command):
+def test_ranks_stay_bit_identical_over_20_steps_with_dropout_and_repeat(tmp_path, command, launch):
     """The run itself compares the ranks' parameters at every save and would have failed; more ranks than examples."""
     longer = ["adapters.lora_dropout=0.3", "max_steps=20", "eval_steps=5", "batch_size=2"]
     for name in ("first", "second"):
@@ -86,19 +67,17 @@ def test_ranks_stay_bit_identical_over_20_steps_with_dropout_and_repeat(tmp_path
     assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == (tmp_path / "second" / "metrics.jsonl").read_bytes()
 
 
-def test_ranks_that_drift_apart_are_named(tmp_path, monkeypatch, command):
-    own = tmp_path / "own" / "drifting_optimizer.py"
-    own.parent.mkdir()
-    own.write_text(
+def test_ranks_that_drift_apart_are_named(tmp_path, own_module, command, launch):
+    own_module(
+        "drifting_optimizer",
         "import os, torch\n"
         "class Drifting(torch.optim.AdamW):\n"
         "    def step(self, closure=None):\n"
         "        super().step(closure)\n"
         "        if os.environ['RANK'] == '1':\n"
         "            with torch.no_grad():\n"
-        "                self.param_groups[0]['params'][0].view(-1)[0] += 1e-12\n"
+        "                self.param_groups[0]['params'][0].view(-1)[0] += 1e-12\n",
     )
-    monkeypatch.setenv("PYTHONPATH", str(own.parent))
     finished = launch(
         2, *command, "optimizer._target_=drifting_optimizer.Drifting", f"output_dir={tmp_path / 'run'}", code=1
     )
@@ -106,19 +85,17 @@ def test_ranks_that_drift_apart_are_named(tmp_path, monkeypatch, command):
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
-def test_a_skipped_step_is_skipped_by_all(tmp_path, monkeypatch, command):
+def test_a_skipped_step_is_skipped_by_all(tmp_path, own_module, command, launch):
     """What is wrong with it is found out together: the search runs the tasks' backward passes again."""
-    own = tmp_path / "own" / "broken_surgery.py"
-    own.parent.mkdir()
-    own.write_text(
+    own_module(
+        "broken_surgery",
         "from mtl.surgery import PCGrad\n"
         "class Broken(PCGrad):\n"
         "    calls = 0\n"
         "    def coefficients(self, gramian_MM, tasks=None):\n"
         "        self.calls += 1\n"
-        "        return super().coefficients(gramian_MM, tasks) * (float('nan') if self.calls == 2 else 1.0)\n"
+        "        return super().coefficients(gramian_MM, tasks) * (float('nan') if self.calls == 2 else 1.0)\n",
     )
-    monkeypatch.setenv("PYTHONPATH", str(own.parent))
     given = [*command, "surgery._target_=broken_surgery.Broken", "non_finite=skip", "adapters.lora_dropout=0"]
     given += ["stages=joint"]
     given = [item for item in given if not item.startswith("stages.weak")]

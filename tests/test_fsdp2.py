@@ -1,10 +1,7 @@
 """A model spread over two processes trains, evaluates, exports and resumes like one that is not."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,30 +20,11 @@ COLOURS = ["red", "green", "blue"]
 MARKS = ["a", "b"]  # one token and the end of the turn
 
 
-def fsdp2(*arguments, code=0):
+@pytest.fixture
+def fsdp2(launch):
     """Runs ``mtl.train`` on two CPU processes with FSDP2."""
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    }
-    launcher = [
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
-        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
-    ]
-    finished = subprocess.run(
-        [sys.executable, *launcher, "-m", "mtl.train", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert code is None or finished.returncode == code, finished.stdout + finished.stderr
-    return finished
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    return lambda *arguments, code=0: launch(2, "-m", "mtl.train", *arguments, code=code, **environment)
 
 
 @pytest.fixture
@@ -127,7 +105,7 @@ def assert_same_run(found, expected):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_sharded_run_is_the_run_of_one_process(tmp_path, arguments, layout):
+def test_a_sharded_run_is_the_run_of_one_process(tmp_path, arguments, fsdp2, layout):
     arguments = [*arguments, *LAYOUTS[layout]]
     one, two = tmp_path / "one", tmp_path / "two"
     # Each with a cache of its own, so that the model before training is evaluated on the ranks too.
@@ -164,11 +142,10 @@ def test_only_version_2_is_taken(monkeypatch, version, answer):
             fsdp_requested()
 
 
-def test_surgery_of_whole_gradients_is_refused(tmp_path, arguments, monkeypatch):
+def test_surgery_of_whole_gradients_is_refused(tmp_path, arguments, own_module, fsdp2):
     """GradDrop, say, goes by the elements of a row, of which each process would have a part."""
-    module = tmp_path / "own" / "elementwise.py"
-    module.parent.mkdir()
-    module.write_text(
+    own_module(
+        "elementwise",
         "class Sign:\n"
         "    weights_act = 'yes'\n"
         "    def __init__(self, scale):\n"
@@ -178,9 +155,8 @@ def test_surgery_of_whole_gradients_is_refused(tmp_path, arguments, monkeypatch)
         "    def state_dict(self):\n"
         "        return {}\n"
         "    def load_state_dict(self, state):\n"
-        "        pass\n"
+        "        pass\n",
     )
-    monkeypatch.setenv("PYTHONPATH", str(module.parent))
     arguments = [*arguments, *LAYOUTS["full"], "surgery._target_=elementwise.Sign", f"output_dir={tmp_path / 'run'}"]
     finished = fsdp2(*arguments, code=None)
     assert finished.returncode != 0

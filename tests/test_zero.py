@@ -2,36 +2,26 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from mtl.train import config_dir
 
 WORKER = Path(__file__).parent / "workers" / "zero.py"
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is an extra: make test-deepspeed"
 )
-ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def run(*command, code=0):
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(config_dir().parent)}
-    finished = subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert finished.returncode == code, finished.stdout + finished.stderr
-    return finished
+@pytest.fixture
+def run(launch):
+    """Runs a module, which starts its processes itself."""
+    return lambda *command, code=0: launch(1, "-m", *command, code=code, DS_ACCELERATOR="cpu")
 
 
 @needs_deepspeed
-def test_every_stage_is_plain_training(tmp_path):
+def test_every_stage_is_plain_training(tmp_path, launch):
     """Stages 0 to 2 bit for bit, with a resumption too; stage 3 adds up in another order."""
-    launcher = ("--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
-    run("-m", "accelerate.commands.launch", *launcher, "--main_process_port=0", WORKER, tmp_path / "report.json")
+    launch(2, WORKER, tmp_path / "report.json", DS_ACCELERATOR="cpu")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert len(report) == 2 * (3 * 4 - 1)
     for name, errors in report.items():
@@ -64,10 +54,10 @@ def steps(folder):
 @pytest.mark.parametrize(
     ("sharding", "layout"), [("zero2", "full"), ("zero1", "shared_and_per_task"), ("zero3", "shared_and_per_task")]
 )
-def test_a_run_is_that_of_plain_processes(tmp_path, arguments, sharding, layout):
+def test_a_run_is_that_of_plain_processes(tmp_path, arguments, run, sharding, layout):
     given = [*arguments, f"adapters={layout}", *(() if layout == "full" else ("adapters.lora_dropout=0",))]
-    run("-m", "mtl.train", *given, "launch.sharding=none", f"output_dir={tmp_path / 'plain'}")
-    run("-m", "mtl.train", *given, f"launch.sharding={sharding}", f"output_dir={tmp_path / 'zero'}")
+    run("mtl.train", *given, "launch.sharding=none", f"output_dir={tmp_path / 'plain'}")
+    run("mtl.train", *given, f"launch.sharding={sharding}", f"output_dir={tmp_path / 'zero'}")
     plain, zero = tmp_path / "plain", tmp_path / "zero"
     if sharding == "zero3":
         for found, expected in zip(steps(zero), steps(plain), strict=True):
@@ -85,7 +75,7 @@ def test_a_run_is_that_of_plain_processes(tmp_path, arguments, sharding, layout)
             file.unlink()
         later.rmdir()
     (zero / "results.json").unlink()
-    run("-m", "mtl.train", *given, f"launch.sharding={sharding}", f"output_dir={zero}", "resume_from_checkpoint=auto")
+    run("mtl.train", *given, f"launch.sharding={sharding}", f"output_dir={zero}", "resume_from_checkpoint=auto")
     assert (zero / "metrics.jsonl").read_bytes() == whole
 
 
@@ -98,14 +88,14 @@ def test_a_run_is_that_of_plain_processes(tmp_path, arguments, sharding, layout)
         (["launch.sharding=zero2", "model.dtype=float64"], "needs float32 or bfloat16 weights, not torch.float64"),
     ],
 )
-def test_what_it_can_not_do_is_refused(tmp_path, arguments, overrides, message):
-    finished = run("-m", "mtl.train", *arguments, *overrides, f"output_dir={tmp_path / 'run'}", code=2)
+def test_what_it_can_not_do_is_refused(tmp_path, arguments, run, overrides, message):
+    finished = run("mtl.train", *arguments, *overrides, f"output_dir={tmp_path / 'run'}", code=2)
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
-def test_without_deepspeed_the_remedy_is_named(tmp_path, arguments):
-    finished = run("-m", "mtl.train", *arguments, f"output_dir={tmp_path / 'run'}", code=2)
+def test_without_deepspeed_the_remedy_is_named(tmp_path, arguments, run):
+    finished = run("mtl.train", *arguments, f"output_dir={tmp_path / 'run'}", code=2)
     assert "pip install 'mtl-sft[deepspeed]'" in finished.stderr
     assert "Traceback" not in finished.stderr
