@@ -15,7 +15,8 @@ from mtl.run import Run, StageParts
 from mtl.settings import Options
 from mtl.step import StepOutcome, batch_of
 
-MAX_EXAMPLES = 3  # named in a message
+MAX_TASKS = 5  # named in a message
+MAX_EXAMPLES = 3  # of each of them
 
 
 def handle_non_finite(run: Run, parts: StageParts, outcome: StepOutcome) -> None:
@@ -44,7 +45,8 @@ def describe(run: Run, parts: StageParts, outcome: StepOutcome) -> str:
     found = []
     losses = dict(zip(outcome.tasks, outcome.losses_M.tolist(), strict=True))
     bad = [task for task, loss in losses.items() if not math.isfinite(loss)]
-    for task in bad or tasks_of_bad_gradients(run, parts, outcome):
+    tasks = bad or tasks_of_bad_gradients(run, parts, outcome)
+    for task in tasks[:MAX_TASKS]:
         index = parts.tasks[task]
         rows = [row for t, row in outcome.rows if t == index]
         guilty = bad_rows(run, index, rows) if task in bad else []
@@ -56,6 +58,8 @@ def describe(run: Run, parts: StageParts, outcome: StepOutcome) -> str:
             else (f"the gradient of task {run.names[index]!r} is not finite")
         )
         found.append(f"{what} (examples {', '.join(named)}{more})")
+    if len(tasks) > MAX_TASKS:
+        found.append(f"and so for {len(tasks) - MAX_TASKS:,} more")
     return f"Step {run.state.step + 1}: {'; '.join(found) or 'the gradient is not finite'}."
 
 

@@ -54,7 +54,7 @@ def poison(monkeypatch):
             losses = plain(model, micro_batch)
             if forward_passes["step"] in steps and 1 in micro_batch.tasks:
                 factor = torch.nan if what == "loss" else 1.0
-                losses = losses * factor
+                losses = torch.where(micro_batch.label_tasks == 1, losses * factor, losses)
                 if what == "gradient":
                     losses.register_hook(lambda gradient: gradient * torch.inf)
             return losses
@@ -84,6 +84,18 @@ def test_the_message_names_task_step_and_examples(command, poison, capsys, what,
     assert "'one'" not in error
     assert "non_finite=skip" in error
     assert (folder / "checkpoints" / "step-000002" / "manifest.json").exists()
+
+
+def test_of_many_tasks_in_trouble_the_first_are_named(command, monkeypatch, capsys):
+    plain = mtl.gradients.target_nll
+    monkeypatch.setattr(mtl.gradients, "target_nll", lambda *arguments: plain(*arguments) * torch.nan)
+    monkeypatch.setattr(mtl.trouble, "MAX_TASKS", 1)
+    code, _ = command()
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "the loss of task 'one' is nan (examples one.jsonl:" in error
+    assert "; and so for 1 more. " in error
+    assert "'two'" not in error
 
 
 @pytest.mark.parametrize("surgery", ["mean", "pcgrad"])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +23,12 @@ def standard_console() -> Console:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a run
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def shortened(items: Sequence[str]) -> list[str]:
+    """At most 12 items, and how many more there are."""
+    more = len(items) - MAX_TASKS
+    return [*items[:MAX_TASKS], f"and {more:,} more"] if more > 0 else list(items)
 
 
 class RunConsole:
@@ -83,14 +88,17 @@ class RunConsole:
             yield report
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """One line for an ``evaluation_record``: the means, then each task's metric, or its loss if it has none."""
+        """One line for an ``evaluation_record``: the means, then each task's metric, or its loss if it has none.
+
+        Of many tasks the worst are shown, by loss / loss before training.
+        """
         means = {"loss/base": record["mean"].get("loss_ratio"), "mean score": record["mean"].get("score")}
         parts = [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
-        for name, values in islice(record["eval"].items(), MAX_TASKS):
-            metric, value = next(iter(values.items()))
-            parts.append(f"{name} {'loss ' if metric == 'loss' else ''}{value:.3f}")
-        if len(record["eval"]) > MAX_TASKS:
-            parts.append(f"and {len(record['eval']) - MAX_TASKS} more")
+        if record.get("worst"):
+            parts.append("worst loss/base:")
+            parts += [f"{name} {ratio:.3f}" for name, ratio in record["worst"].items()]
+        else:
+            parts += shortened([_metric_of_task(name, values) for name, values in record["eval"].items()])
         self._print(f"{record['stage']}: evaluation at step {record['step']}  {'  '.join(parts)}")
 
     def warn_once(self, key: str, message: str) -> None:
@@ -112,3 +120,8 @@ class RunConsole:
 
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style), soft_wrap=True)  # a style given to print would colour the bars too
+
+
+def _metric_of_task(name: str, values: Mapping[str, float]) -> str:
+    metric, value = next(iter(values.items()))
+    return f"{name} {'loss ' if metric == 'loss' else ''}{value:.3f}"

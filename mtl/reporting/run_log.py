@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtl.reporting.console import RunConsole
+from mtl.reporting.console import RunConsole, shortened
 from mtl.reporting.json_files import JsonLines
-from mtl.reporting.records import evaluation_record, step_record, timing_record
+from mtl.reporting.records import MANY_TASKS, NUM_WORST, evaluation_record, step_record, timing_record
 from mtl.reporting.tensorboard import TensorBoardLog
 from mtl.reporting.watch import RunWatch
 
@@ -55,16 +55,23 @@ class RunLog:
         self._sizes = sizes
         self._stage = ExitStack()
         self._last = (time.monotonic(), 0)
+        if len(metrics) > MANY_TASKS:
+            self.say(
+                f"TensorBoard shows means, extremes and the {NUM_WORST} worst of {len(metrics):,} tasks; metrics.jsonl "
+                "has every task"
+            )
 
     def begin_stage(self, state: RunState, parts: StageParts, names: Sequence[str]) -> None:
         """Says what the stage trains, and why those tasks."""
         chosen = [names[task] for task in parts.tasks]
         self.say(
-            f"Stage {parts.stage.name}: {parts.num_steps} steps of {parts.batch_size} examples on {', '.join(chosen)}"
+            f"Stage {parts.stage.name}: {parts.num_steps} steps of {parts.batch_size} examples on "
+            f"{', '.join(shortened(chosen))}"
         )
         if parts.stage.tasks == "weakest":
-            ratios = ", ".join(f"{names[task]} {state.loss_ratios_T[task]:.3f}" for task in parts.tasks)
-            self.say(f"  chosen for the highest val loss / base val loss: {ratios}")
+            ratios_T = state.loss_ratios_T
+            ratios = [f"{names[task]} {ratios_T[task]:.3f}" for task in parts.tasks]
+            self.say(f"  chosen for the highest val loss / base val loss: {', '.join(shortened(ratios))}")
         self.resume_stage(state, parts)
 
     def resume_stage(self, state: RunState, parts: StageParts) -> None:

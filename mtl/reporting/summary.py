@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtl.reporting.records import MANY_TASKS, worst
 from mtl.reporting.results import Results, TaskResult
 
 WIDE = 100  # columns, from which on a metric's name keeps to one line
@@ -17,14 +18,21 @@ NO_NUMBER = "-"
 
 
 def print_summary(console: Console, results: Results, chance: Mapping[str, float | None], output_dir: Path) -> None:
-    """Prints the table of tasks and the lines below it.
+    """Prints the table of tasks and the lines below it; of more than 32 tasks those that have gained least.
 
     Args:
         results: Test scores and losses, before (``base``) and after (``test``).
         chance: What knowing nothing scores on each task: always the commonest answer, or a guess among the options.
         output_dir: The run's folder, with what it holds by now.
     """
-    console.print(_table(results, chance, narrow=console.width < WIDE))
+    shown = _shown(results.tasks)
+    console.print(_table(shown, chance, narrow=console.width < WIDE))
+    if len(shown) < len(results.tasks):
+        console.print(
+            f"the {len(shown)} of {len(results.tasks):,} tasks with the highest loss after / before; results.json has "
+            "all",
+            style="dim",
+        )
     console.print("test data; chance: always the commonest answer, or a guess among the options", style="dim")
     console.print(_verdict(results))
     console.print("\nWhere to look next")
@@ -32,7 +40,15 @@ def print_summary(console: Console, results: Results, chance: Mapping[str, float
         console.print(f"  {label:<12}{place}", soft_wrap=True)
 
 
-def _table(results: Results, chance: Mapping[str, float | None], *, narrow: bool) -> Table:
+def _shown(tasks: Mapping[str, TaskResult]) -> Mapping[str, TaskResult]:
+    if len(tasks) <= MANY_TASKS:
+        return tasks
+    losses = {name: (task.test["loss"], task.base["loss"]) for name, task in tasks.items()}
+    ratios = {name: after / before for name, (after, before) in losses.items() if after is not None and before}
+    return {name: tasks[name] for name in worst(ratios, MANY_TASKS)}
+
+
+def _table(tasks: Mapping[str, TaskResult], chance: Mapping[str, float | None], *, narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("task", overflow="fold")
     table.add_column("metric", overflow="fold")
@@ -47,7 +63,7 @@ def _table(results: Results, chance: Mapping[str, float | None], *, narrow: bool
         "epochs\nseen",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, task in results.tasks.items():
+    for name, task in tasks.items():
         before, after = _score(task, task.base), _score(task, task.test)
         loss_before, loss_after = task.base["loss"], task.test["loss"]
         metric = task.metric or NO_NUMBER

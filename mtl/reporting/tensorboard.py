@@ -5,18 +5,19 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Mapping
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.reporting.json_files import to_json
+from mtl.reporting.records import MANY_TASKS, cosine_summary, summary
 
 if TYPE_CHECKING:
     from mtl.evaluation.results import Prediction
 
-# Every tag is a chart that the browser draws and the server keeps in memory; metrics.jsonl has all tasks.
-MAX_TASKS = 64
-MAX_COSINE_TASKS = 16  # 120 pairs
+# Every tag is a chart that the browser draws and the server keeps in memory. Past 8 tasks, with 28 pairs, the charts of
+# all pairs say less than their spread.
+MAX_COSINE_TASKS = 8
 MAX_PREDICTIONS = 8
 MAX_CELL = 300  # characters
 
@@ -34,8 +35,11 @@ class TensorBoardLog:
 
     Tags: ``train/loss/<task>``, ``eval/<metric>/<task>`` and ``/mean`` (``loss``, ``score`` and ``loss_ratio`` are
     metrics here), ``sampler/prob/<task>``, ``weight/<task>``, ``surgery/coefficient/<task>``, ``grad/norm`` and
-    ``/<task>``, ``grad/cosine/<a>|<b>``, ``optim/lr``, ``time/tokens_per_second``, ``predictions/<task>`` (text). The
-    first 64 tasks are shown, and cosines of the first 16.
+    ``/<task>``, ``grad/cosine/<a>|<b>``, ``optim/lr``, ``time/tokens_per_second``, ``predictions/<task>`` (text).
+
+    Of more than 32 tasks, ``mean``, ``min``, ``median`` and ``max`` over the tasks take the place of ``<task>``, with
+    ``eval/loss_ratio`` for the losses; ``eval/worst`` is a table of the tasks with the highest ratio, and predictions
+    are those of these tasks. Of more than 8, the same and ``conflicting`` take the place of ``<a>|<b>``.
 
     Args:
         folder: Where the event file goes; made if missing.
@@ -55,13 +59,13 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter  # 0.7 s that `mtl --help` need not pay
         from torch.utils.tensorboard.summary import hparams
 
-        self._tasks = set(islice(metrics, MAX_TASKS))
-        self._pairs = {f"{a}|{b}" for a, b in combinations(islice(metrics, MAX_COSINE_TASKS), 2)}
+        self._many = len(metrics) > MANY_TASKS
+        self._pairwise = len(metrics) <= MAX_COSINE_TASKS
+        self._worst: set[str] = set()
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0, flush_secs=20)
-        self._writer.add_custom_scalars({"tasks": _overlays(metrics.values())})
+        self._writer.add_custom_scalars({"tasks": _overlays(metrics)})
         # SummaryWriter.add_hparams would open a second run, which live TensorBoard mixes up with this one.
-        shown = {name: metric for name, metric in metrics.items() if name in self._tasks}
-        experiment, session_start, self._session_end = hparams(flatten(hyperparameters), _hparam_metrics(shown))
+        experiment, session_start, self._session_end = hparams(flatten(hyperparameters), _hparam_metrics(metrics))
         self._add_summary(experiment)
         self._add_summary(session_start)
 
@@ -70,16 +74,24 @@ class TensorBoardLog:
         scalars = {"optim/lr": record["learning_rate"], "grad/norm": record["grad_norm"]}
         for tag, key in STEP_TAGS.items():
             values = record.get(key) or {}
-            scalars |= {f"{tag}/{name}": value for name, value in values.items() if name in self._tasks}
+            shown = summary(list(values.values())) if self._many else values
+            scalars |= {f"{tag}/{name}": value for name, value in shown.items()}
         cosines = record.get("cosines", {})
-        scalars |= {f"grad/cosine/{pair}": value for pair, value in cosines.items() if pair in self._pairs}
+        if not self._pairwise:
+            cosines = record.get("cosine_summary") or cosine_summary(list(cosines.values()))
+        scalars |= {f"grad/cosine/{name}": value for name, value in cosines.items()}
         self._add_scalars(scalars, record["step"])
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Shows an ``evaluation_record``."""
         scalars = {f"eval/{metric}/mean": value for metric, value in record["mean"].items()}
-        for name, values in record["eval"].items():
-            if name in self._tasks:
+        if self._many:
+            for metric, values in record["summary"].items():
+                scalars |= {f"eval/{metric}/{name}": value for name, value in values.items()}
+            self._worst = set(record["worst"])
+            self._writer.add_text("eval/worst", _worst_table(record), record["step"])
+        else:
+            for name, values in record["eval"].items():
                 scalars |= {f"eval/{metric}/{name}": value for metric, value in values.items()}
         self._add_scalars(scalars, record["step"])
         self._writer.flush()
@@ -89,8 +101,8 @@ class TensorBoardLog:
         self._add_scalars({"time/tokens_per_second": record["tokens_per_second"]}, record["step"])
 
     def add_predictions(self, step: int, task: str, predictions: Iterable[Prediction]) -> None:
-        """Shows the first 8 predictions of a task as a table."""
-        if task not in self._tasks:
+        """Shows the first 8 predictions of a task as a table; of many tasks, those that are worst by now."""
+        if self._many and task not in self._worst:
             return
         rows = ["| prompt | reference | prediction | score |", "|---|---|---|---|"]
         rows += [
@@ -106,7 +118,7 @@ class TensorBoardLog:
         self._writer.close()
 
     def _add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
-        # One event a step: SummaryWriter.add_scalar costs one each, and 64 tasks have over 300 scalars.
+        # One event a step: SummaryWriter.add_scalar costs one each, and 32 tasks have over 150 scalars.
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self._add_summary(Summary(value=[{"tag": tag, "simple_value": value} for tag, value in scalars.items()]), step)
@@ -117,10 +129,15 @@ class TensorBoardLog:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
-    """A nested config as TensorBoard's HPARAMS tab can show it: dotted keys; numbers stay, all else becomes text."""
+    """A nested config as TensorBoard's HPARAMS tab can show it: dotted keys; numbers stay, all else becomes text.
+
+    Of a mapping with more than 32 keys, such as the tasks may be, only their number is shown.
+    """
     flat: dict[str, int | float | str] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and len(value) > MANY_TASKS:
+            flat[f"{prefix}{key}"] = f"{len(value):,} entries"
+        elif isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         elif isinstance(value, bool) or value is None or isinstance(value, list | tuple):
             flat[f"{prefix}{key}"] = to_json(value).decode()
@@ -131,18 +148,34 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | floa
     return flat
 
 
-def _overlays(metrics: Iterable[str | None]) -> dict[str, list[Any]]:
-    """Charts with one line a task. The patterns are regular expressions on tags."""
-    scores = [f"eval/{metric}" for metric in dict.fromkeys(metrics) if metric is not None]
-    return {group: ["Multiline", [f"^{re.escape(group)}/.*"]] for group in [*STEP_TAGS, "eval/loss", *scores]}
+def _overlays(metrics: Mapping[str, str | None]) -> dict[str, list[Any]]:
+    """Charts with one line a task, or one for each of mean, min, median and max. The patterns are of tags."""
+    scores = [f"eval/{metric}" for metric in dict.fromkeys(metrics.values()) if metric is not None]
+    loss = "eval/loss_ratio" if len(metrics) > MANY_TASKS else "eval/loss"
+    groups = [*STEP_TAGS, loss, *scores]
+    if len(metrics) > MAX_COSINE_TASKS:
+        groups.append("grad/cosine")
+    return {group: ["Multiline", [f"^{re.escape(group)}/.*"]] for group in groups}
 
 
 def _hparam_metrics(metrics: Mapping[str, str | None]) -> dict[str, None]:
     """The tags whose last value the HPARAMS tab shows beside the hyperparameters, means first."""
     tags = ["eval/score/mean", "eval/loss_ratio/mean"]
-    for name, metric in metrics.items():
-        tags += [f"eval/loss/{name}"] if metric is None else [f"eval/loss/{name}", f"eval/{metric}/{name}"]
+    if len(metrics) > MANY_TASKS:
+        tags += ["eval/score/min", "eval/loss_ratio/max"]
+    else:
+        for name, metric in metrics.items():
+            tags += [f"eval/loss/{name}"] if metric is None else [f"eval/loss/{name}", f"eval/{metric}/{name}"]
     return dict.fromkeys(tags)
+
+
+def _worst_table(record: Mapping[str, Any]) -> str:
+    """The worst tasks of an ``evaluation_record`` in Markdown, with their numbers."""
+    rows = ["| task | loss / loss before training | |", "|---|---|---|"]
+    for name, ratio in record["worst"].items():
+        numbers = ", ".join(f"{metric} {value:.3f}" for metric, value in record["eval"][name].items())
+        rows.append(f"| {_cell(name)} | {ratio:.3f} | {_cell(numbers)} |")
+    return "\n".join(rows)
 
 
 def _cell(text: str) -> str:

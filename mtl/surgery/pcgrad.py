@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,18 +25,21 @@ def project(gramian_MM: Tensor, orders: Tensor) -> Tensor:
         gramian_MM: Gramian of the rows, float64.
         orders: For each row, the other rows in the order in which it meets them [M, M-1].
     """
-    rows = torch.arange(len(gramian_MM))
-    norms_squared_M = gramian_MM.diagonal()
-    coefficients_MM = torch.eye(len(gramian_MM), dtype=gramian_MM.dtype)
-    products_MM = gramian_MM.clone()  # [i, j]: inner product of the row i as projected so far with the original row j
-    for others in orders.T:
-        products_M, squares_M = products_MM[rows, others], norms_squared_M[others]
-        # A row so small that its square underflows has no direction left to project out.
-        conflicting = (products_M < 0) & (squares_M > 0)
-        steps_M = torch.where(conflicting, -products_M / squares_M, 0.0)
-        coefficients_MM[rows, others] += steps_M
-        products_MM += steps_M[:, None] * gramian_MM[others]
-    return coefficients_MM
+    # In numpy: torch would share each of the M - 1 small steps out among its threads, and wait for them.
+    inner_MM, rows = gramian_MM.numpy(), np.arange(len(gramian_MM))
+    norms_squared_M = inner_MM.diagonal()
+    coefficients_MM = np.eye(len(inner_MM))
+    products_MM = inner_MM.copy()  # [i, j]: inner product of the row i as projected so far with the original row j
+    with np.errstate(over="ignore", invalid="ignore"):  # as torch does: the caller looks at what comes out
+        for others in orders.numpy().T:
+            products_M, squares_M = products_MM[rows, others], norms_squared_M[others]
+            # A row so small that its square underflows has no direction left to project out.
+            conflicting = (products_M < 0) & (squares_M > 0)
+            steps_M = np.zeros(len(rows))
+            steps_M[conflicting] = -products_M[conflicting] / squares_M[conflicting]
+            coefficients_MM[rows, others] += steps_M
+            products_MM += steps_M[:, None] * inner_MM[others]
+    return torch.from_numpy(coefficients_MM)
 
 
 def random_orders(num_rows: int, generator: torch.Generator) -> Tensor:

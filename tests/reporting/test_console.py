@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from mtl.reporting.console import RunConsole
+from mtl.reporting.console import RunConsole, shortened
 
 
 def plain(clock: Iterator[float] | None = None) -> tuple[RunConsole, io.StringIO]:
@@ -54,6 +54,17 @@ def test_evaluation_line_of_many_tasks_is_cut() -> None:
     console, output = plain()
     console.evaluation(record(num_tasks=100))
     assert output.getvalue().endswith("t11 0.500  and 89 more\n")
+
+
+def test_evaluation_line_of_many_tasks_names_the_worst() -> None:
+    console, output = plain()
+    console.evaluation(record(num_tasks=100) | {"worst": {"t9": 1.5, "[b]": 1.25}})
+    assert output.getvalue().endswith("loss/base 0.871  worst loss/base:  t9 1.500  [b] 1.250\n")
+
+
+def test_shortened() -> None:
+    assert shortened(["a"] * 12) == ["a"] * 12
+    assert shortened(["a"] * 1_024) == ["a"] * 12 + ["and 1,012 more"]
 
 
 def test_a_warning_comes_once() -> None:

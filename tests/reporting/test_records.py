@@ -1,13 +1,25 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import Any
 
 import pytest
+import torch
 
 from mtl.evaluation.results import TaskEvaluation
 from mtl.reporting.json_files import to_json
-from mtl.reporting.records import evaluation_record, scores_and_loss, step_record, timing_record
+from mtl.reporting.records import (
+    MANY_TASKS,
+    MAX_COSINE_TASKS,
+    cosine_summary,
+    evaluation_record,
+    scores_and_loss,
+    step_record,
+    summary,
+    timing_record,
+    worst,
+)
 
 STEP: dict[str, Any] = {
     "step": 7,
@@ -55,6 +67,72 @@ def test_a_zero_row_has_a_norm_and_no_cosine(square: float) -> None:
     assert record["cosines"] == {}
 
 
+def many_rows(num_tasks: int) -> tuple[dict[str, Any], list[str], torch.Tensor]:
+    """A step of so many tasks, their names, and the Gramian of their rows."""
+    rows = torch.randn(num_tasks, 40, generator=torch.Generator().manual_seed(num_tasks), dtype=torch.float64)
+    numbers = ("counts_M", "losses_M", "shares_M", "probabilities_T", "weights_T")
+    step = STEP | {"tasks": list(range(num_tasks))} | {key: [1.0] * num_tasks for key in numbers}
+    return step, [f"t{number}" for number in range(num_tasks)], rows @ rows.T
+
+
+def all_cosines(names: list[str], gramian_MM: torch.Tensor) -> dict[str, float]:
+    norms = [math.sqrt(square) for square in gramian_MM.diagonal().tolist()]
+    return {
+        f"{names[i]}|{names[j]}": float(gramian_MM[i][j]) / (norms[i] * norms[j])
+        for i, j in combinations(range(len(names)), 2)
+    }
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 8, MAX_COSINE_TASKS])
+def test_few_tasks_have_all_cosines_bit_for_bit(num_tasks: int) -> None:
+    step, names, gramian_MM = many_rows(num_tasks)
+    record = step_record(names, **step, gramian_MM=gramian_MM.tolist())
+    assert list(record["cosines"].items()) == list(all_cosines(names, gramian_MM).items())
+    assert "cosine_summary" not in record
+    assert record["grad_norm_task"] == {
+        name: math.sqrt(square) for name, square in zip(names, gramian_MM.diagonal().tolist(), strict=True)
+    }
+
+
+def test_many_tasks_have_the_lowest_cosines_and_a_summary() -> None:
+    step, names, gramian_MM = many_rows(64)
+    record = step_record(names, **step, gramian_MM=gramian_MM.tolist())
+    cosines = sorted(all_cosines(names, gramian_MM).items(), key=lambda item: item[1])
+    assert list(record["cosines"].items()) == cosines[:32]
+    values = [value for _, value in cosines]
+    assert record["cosine_summary"] == pytest.approx(
+        {
+            "mean": sum(values) / 2_016,
+            "min": values[0],
+            "median": (values[1_007] + values[1_008]) / 2,
+            "max": values[-1],
+            "conflicting": sum(value < 0 for value in values) / 2_016,
+        }
+    )
+    assert len(to_json({key: record[key] for key in ("cosines", "cosine_summary")})) < 2_000
+    assert len(record["grad_norm_task"]) == 64
+
+
+def test_many_rows_that_are_zero_or_not_finite_are_recorded() -> None:
+    step, names, gramian_MM = many_rows(20)
+    assert step_record(names, **step, gramian_MM=(0 * gramian_MM).tolist())["cosine_summary"] == {}
+    for bad in (math.nan, math.inf):
+        record = step_record(names, **step, gramian_MM=(bad * gramian_MM).tolist(), skipped=True)
+        assert b'"skipped": true' in to_json(record)
+
+
+def test_summaries() -> None:
+    assert summary([3.0, 1.0, 2.0, 10.0]) == {"mean": 4.0, "min": 1.0, "median": 2.5, "max": 10.0}
+    assert cosine_summary([-0.5, 0.0, 0.5, 0.5])["conflicting"] == 0.25
+    assert summary([]) == cosine_summary([]) == {}
+
+
+def test_worst_tasks_are_those_of_the_highest_ratio_and_what_diverged_before_all() -> None:
+    ratios = {"a": 0.5, "b": 1.5, "c": math.nan, "d": 1.5, "e": 0.1}
+    assert worst(ratios, 4) == ["c", "b", "d", "a"]
+    assert worst(ratios, 9) == ["c", "b", "d", "a", "e"]
+
+
 def test_a_step_without_rows_says_so() -> None:
     assert not {"grad_norm_task", "cosines"} & step_record(NAMES, **STEP).keys()
 
@@ -82,6 +160,20 @@ def test_evaluation_means_never_mix_units() -> None:
         },
         "mean": {"accuracy": 0.5, "macro_f1": 0.25, "bleu": 0.25, "score": 0.375, "loss_ratio": 0.625},
     }
+
+
+def test_many_evaluations_are_summarised_and_the_worst_named() -> None:
+    names = [f"t{number}" for number in range(MANY_TASKS + 1)]
+    evaluations = {
+        name: evaluation(1.0 + number, "accuracy", {"accuracy": number / 64}) for number, name in enumerate(names)
+    }
+    record = evaluation_record(evaluations, step=3, stage="joint", base_losses=dict.fromkeys(names, 4.0))
+    assert record["worst"] == {f"t{number}": (1 + number) / 4 for number in range(32, 22, -1)}
+    assert record["summary"]["accuracy"] == {"mean": 0.25, "min": 0.0, "median": 0.25, "max": 0.5}
+    assert record["summary"].keys() == record["mean"].keys() == {"accuracy", "score", "loss_ratio"}
+    assert list(record["eval"]) == names
+    few = evaluation_record(dict(list(evaluations.items())[1:]), step=3, stage="joint", base_losses={})
+    assert few.keys() == {"step", "stage", "eval", "mean"}
 
 
 def test_the_tasks_own_metric_comes_first() -> None:

@@ -92,6 +92,16 @@ def test_verdict(tmp_path: Path) -> None:
     assert "test loss lower on 4 of 5 tasks, score higher on 2 of 4" in printed(80, tmp_path)
 
 
+def test_of_many_tasks_those_that_gained_least_are_shown(tmp_path: Path) -> None:
+    tasks = {f"t{number}": task("accuracy", 0.5, 0.625, (2.0, number / 512)) for number in range(1_024)}
+    lines = printed(100, tmp_path, tasks | {"broken": task(None, 0.0, 0.0, (2.0, math.nan))})
+    rows = [line.split()[0] for line in lines if "123,456" in line]
+    assert rows == ["broken", *(f"t{number}" for number in range(1_023, 992, -1))]
+    assert "the 32 of 1,025 tasks with the highest loss after / before; results.json has all" in lines
+    assert "test loss lower on 1024 of 1025 tasks, score higher on 1024 of 1024" in lines
+    assert not any("highest" in line for line in printed(100, tmp_path, dict(list(tasks.items())[:32])))
+
+
 def test_where_to_look_next(tmp_path: Path) -> None:
     folder = tmp_path / "情感 run"
     (folder / "adapters" / "g2p").mkdir(parents=True)

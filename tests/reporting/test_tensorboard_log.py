@@ -10,7 +10,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtl.evaluation.results import Prediction
-from mtl.reporting.tensorboard import MAX_COSINE_TASKS, MAX_TASKS, TensorBoardLog, flatten
+from mtl.reporting.records import MANY_TASKS, cosine_summary
+from mtl.reporting.tensorboard import MAX_COSINE_TASKS, TensorBoardLog, flatten
 
 NAMES = ["情感 😀 (v1.0)", "b c", "d"]
 METRICS: dict[str, str | None] = {NAMES[0]: "accuracy", NAMES[1]: "bleu", NAMES[2]: None}
@@ -137,18 +138,78 @@ def test_resuming_hides_what_came_after(tmp_path: Path) -> None:
     assert shown == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
 
 
-def test_many_tasks_are_limited(tmp_path: Path) -> None:
-    names = [f"t{number}" for number in range(100)]
+STATISTICS = ("mean", "min", "median", "max")
+
+
+def many_tasks_evaluated(names: list[str]) -> dict[str, Any]:
+    return EVALUATION | {
+        "step": 1,
+        "eval": {name: {"accuracy": 0.5, "loss": 1.0} for name in names},
+        "summary": {key: dict.fromkeys(STATISTICS, 0.5) for key in EVALUATION["mean"]},
+        "worst": {"t|99": 1.25, "t7": 1.125},
+    }
+
+
+@pytest.mark.parametrize("with_summary", [True, False])
+def test_many_tasks_are_shown_by_extremes_and_means(tmp_path: Path, with_summary: bool) -> None:
+    names = [f"t{number}" for number in range(99)] + ["t|99"]
+    config = {"tasks": {name: {"path": "p"} for name in names}}
+    log = TensorBoardLog(tmp_path, config, dict.fromkeys(names, "accuracy"))
+    record = step(1, names)
+    if with_summary:
+        record |= {"cosines": {"t0|t1": -0.5}, "cosine_summary": cosine_summary([-0.5, 0.5, 0.75])}
+    log.add_step(record)
+    log.add_evaluation(many_tasks_evaluated(names))
+    prediction = Prediction("p", "r", "x", "x", 1.0, "l")
+    for name in ("t0", "t7"):
+        log.add_predictions(1, name, [prediction])
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    groups = ["train/loss", "sampler/prob", "weight", "surgery/coefficient", "grad/norm", "grad/cosine"]
+    groups += ["eval/accuracy", "eval/bleu", "eval/score", "eval/loss_ratio"]
+    expected = {f"{group}/{statistic}" for group in groups for statistic in STATISTICS}
+    assert set(events.Tags()["scalars"]) == expected | {"grad/cosine/conflicting", "grad/norm", "optim/lr"}
+    shown = {tag: events.Scalars(tag)[0].value for tag in expected}
+    assert [shown[f"train/loss/{statistic}"] for statistic in STATISTICS] == [50.5, 1.0, 50.5, 100.0]
+    assert [shown[f"grad/cosine/{statistic}"] for statistic in STATISTICS] == (
+        [0.25, -0.5, 0.5, 0.75] if with_summary else [0.5] * 4
+    )
+    assert set(events.Tags()["tensors"]) >= {"eval/worst/text_summary", "predictions/t7/text_summary"}
+    assert "predictions/t0/text_summary" not in events.Tags()["tensors"]
+    table = events.Tensors("eval/worst/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| t\\|99 | 1.250 | accuracy 0.500, loss 1.000 |" in table
+    assert [info.name.tag for info in hparams(tmp_path, "_hparams_/experiment").experiment.metric_infos] == [
+        "eval/score/mean",
+        "eval/loss_ratio/mean",
+        "eval/score/min",
+        "eval/loss_ratio/max",
+    ]
+    start = hparams(tmp_path, "_hparams_/session_start_info").session_start_info.hparams
+    assert start["tasks"].string_value == "100 entries"
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: chart.multiline.tag for chart in layout.category[0].chart}
+    assert {"eval/loss_ratio", "grad/cosine"} < charts.keys()
+    assert all(any(re.match(p, tag) for tag in expected for p in patterns) for patterns in charts.values())
+
+
+def test_a_step_with_32_tasks_shows_each_but_not_each_pair(tmp_path: Path) -> None:
+    names = [f"t{number}" for number in range(MANY_TASKS)]
     log = TensorBoardLog(tmp_path, {}, dict.fromkeys(names, "accuracy"))
     log.add_step(step(1, names))
-    log.add_evaluation(EVALUATION | {"step": 1, "eval": {name: {"accuracy": 0.5, "loss": 1.0} for name in names}})
-    log.add_predictions(1, "t99", [])
+    log.add_evaluation(EVALUATION | {"eval": {name: {"accuracy": 0.5, "loss": 1.0} for name in names}})
     log.close(succeeded=True)
-    tags = read(tmp_path).Tags()["scalars"]
-    for group in ("train/loss", "eval/accuracy", "eval/loss"):
-        assert sum(re.match(rf"{group}/t", tag) is not None for tag in tags) == MAX_TASKS
-    assert sum(tag.startswith("grad/cosine/") for tag in tags) == MAX_COSINE_TASKS * (MAX_COSINE_TASKS - 1) // 2
-    assert len(hparams(tmp_path, "_hparams_/experiment").experiment.metric_infos) == 2 + 2 * MAX_TASKS
+    tags = set(read(tmp_path).Tags()["scalars"])
+    assert {f"{group}/{name}" for group in ("train/loss", "eval/accuracy", "eval/loss") for name in names} < tags
+    cosines = {tag for tag in tags if tag.startswith("grad/cosine/")}
+    assert cosines == {f"grad/cosine/{name}" for name in (*STATISTICS, "conflicting")}
+
+
+def test_8_tasks_show_each_pair(tmp_path: Path) -> None:
+    names = [f"t{number}" for number in range(MAX_COSINE_TASKS)]
+    log = TensorBoardLog(tmp_path, {}, dict.fromkeys(names, "accuracy"))
+    log.add_step(step(1, names))
+    log.close(succeeded=True)
+    assert sum(tag.startswith("grad/cosine/") for tag in read(tmp_path).Tags()["scalars"]) == 28
 
 
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from fractions import Fraction
@@ -161,6 +162,29 @@ def test_draws_leave_the_global_generator_alone() -> None:
     before = np.random.get_state()[1].copy()
     DeficitDraws(5, seed=9).counts([0.2] * 5, 20)
     np.testing.assert_array_equal(before, np.random.get_state()[1])
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "digest"),
+    [
+        (2, "a294d9bd7731382e"),
+        (3, "47e82280b16cca59"),
+        (8, "acb0c2d20e7b7b89"),
+        (16, "6a87bb9719d711c1"),
+        (64, "3bcc943d474d6f52"),
+        (256, "26700a0fae68d11e"),
+        (1024, "8f36caa048332e6c"),
+    ],
+)
+def test_golden_draws(num_tasks: int, digest: str) -> None:
+    """The same draws in every version, or a resumed run would go on with others."""
+    index = np.arange(1.0, num_tasks + 1)
+    found = hashlib.sha256()
+    for p in (np.ones(num_tasks), index, index**2, np.where(index == 1, 1000.0, 1.0)):
+        draws, p = DeficitDraws(num_tasks, seed=3), p / p.sum()
+        for call in range(40):
+            found.update(bytes(draws.counts(p if call % 4 else p[::-1], 16)))
+    assert found.hexdigest()[:16] == digest
 
 
 def test_drawing_64_of_1024_tasks_is_fast() -> None:

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl.surgery import GramianSurgery, Mean, gramian
 
@@ -17,11 +18,12 @@ def random_rows(num_rows: int, num_parameters: int, dtype: torch.dtype = torch.f
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk_elements", [1, 10, 7 * 30, 2**22])
+@pytest.mark.parametrize(("piece", "buffer_elements"), [(1, 1), (3, 10), (10, 7 * 30), (101, 2**10), (1024, 2**21)])
 def test_is_the_product_in_float64_however_it_is_cut(
-    dtype: torch.dtype, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, piece: int, buffer_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(MODULE, "PIECE", piece)
+    monkeypatch.setattr(MODULE, "BUFFER_ELEMENTS", buffer_elements)
     rows = random_rows(7, 101, dtype)
     found = gramian(rows)
     assert found.dtype == torch.float64
@@ -39,20 +41,45 @@ def test_keeps_what_float32_products_lose() -> None:
     assert not torch.equal((rows @ rows.T).double(), expected)
 
 
-def test_converts_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "CHUNK_ELEMENTS", 64)
+class Float64Sizes(TorchDispatchMode):
+    """Records the number of elements of every float64 tensor that comes into being."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.dtype == torch.float64:
+            self.largest = max(getattr(self, "largest", 0), found.numel())
+        return found
+
+
+def test_makes_no_float64_copy_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "PIECE", 8)
+    monkeypatch.setattr(MODULE, "BUFFER_ELEMENTS", 64)
     rows = random_rows(4, 1_000, torch.float32)
-    largest = 0
-    to = Tensor.to
+    with Float64Sizes() as sizes:
+        gramian(rows)
+    assert 0 < sizes.largest <= 64
 
-    def recording_to(tensor: Tensor, *args: object) -> Tensor:
-        nonlocal largest
-        largest = max(largest, tensor.numel())
-        return to(tensor, *args)
 
-    monkeypatch.setattr(Tensor, "to", recording_to)
-    gramian(rows)
-    assert 0 < largest <= 64
+def test_few_parameters_need_no_large_buffer() -> None:
+    with Float64Sizes() as sizes:
+        gramian(random_rows(3, 2_000, torch.float32))
+    assert sizes.largest == 3 * 2 * MODULE.PIECE
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 64])
+def test_full_size_rows_with_a_rest(num_rows: int) -> None:
+    rows = random_rows(num_rows, MODULE.BUFFER_ELEMENTS // num_rows * 2 + 777, torch.float32)
+    expected = rows.double() @ rows.double().T
+    torch.testing.assert_close(gramian(rows), expected, rtol=1e-12, atol=1e-12 * float(expected.max()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
+    rows = random_rows(4, 3_000, torch.float32)
+    rows[2, 2_999] = bad
+    finite = gramian(rows).isfinite()
+    assert not finite[2].any()
+    assert finite[[0, 1, 3]][:, [0, 1, 3]].all()
 
 
 def test_is_detached_and_takes_views() -> None:
