@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mtl import __version__
+from mtl import __version__, usage
 
 USAGE = f"""mtl {__version__}: fine-tune one language model on many tasks at once so that every task ends up good
 
@@ -17,13 +17,14 @@ verbs:
   -h, --help     this text
   --version      the version
 """
+HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
+    if verb in HELP:
         print(USAGE, end="")
         return 0
     if verb == "--version":
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb != "train":
         print(f"mtl: error: unknown verb {verb!r}. There is: train. See mtl --help.", file=sys.stderr)
         return 2
+    if HELP & set(arguments):
+        print(usage.TRAIN, end="")
+        return 0
     from mtl.train import main as train
 
     return train(arguments[1:])

@@ -1,24 +1,27 @@
 """Losses and gradients of a step, with the tasks apart or already mixed.
 
-Each example belongs to one task, so the T rows of J cost the FLOPs of one mixed backward: one forward and backward for
-each task's own examples, never T backwards through one graph. Shape suffixes are those of :mod:`mtl.interfaces`; R is
+Each example belongs to one task, so the M rows of J cost the FLOPs of one mixed backward, never M backwards through one
+graph. A layout that routes gets mixed micro-batches and tells the tasks' rows apart in its layers; with any other, each
+task's own examples have forwards and backwards of their own. Shape suffixes are those of :mod:`mtl.interfaces`; R is
 the number of rows: M with the tasks apart, 1 with them mixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtl.data.batching import Batch, MicroBatch, idle
+from mtl.data.batching import MASKED_ROW_TOKENS, Batch, MicroBatch, idle
 from mtl.distributed import Distributed, as_shard, is_shard, local
 from mtl.errors import UserError
-from mtl.interfaces import AdapterLayout
-from mtl.models.forward import target_nll
+from mtl.interfaces import AdapterLayout, RoutingLayout
+from mtl.models.attention import knows_lengths
+from mtl.models.forward import evaluation_mode, probe_examples, target_nll
 from mtl.surgery import gramian
 
 
@@ -53,6 +56,8 @@ class Backward:
         max_tokens: Positions of a micro-batch; changes speed and memory, never the numbers.
         packing: Whether a row may hold several examples.
         seed: Of the dropout masks, together with step, rank and micro-batch.
+
+    ``routes`` says whether micro-batches may mix tasks that have rows or adapters of their own.
     """
 
     def __init__(
@@ -69,8 +74,9 @@ class Backward:
         self.layout = layout
         self.distributed = distributed
         self.max_tokens = max_tokens
-        self.packing = packing
+        self.row_tokens = (max_tokens if knows_lengths(model) else MASKED_ROW_TOKENS) if packing else 0
         self.seed = seed
+        self.routes = isinstance(layout, RoutingLayout) and layout.can_route
         self.loss_scale = 1.0
         self._buffer = torch.empty(0)
         dtypes = {parameter.dtype for parameter in layout.parameters()}
@@ -111,18 +117,16 @@ class Backward:
         per_target_T = (scale_T.double() / num_targets_T.clamp(min=1)).to(self.distributed.device)
         shared_RN, private = self._buffers(tasks, num_rows=len(tasks) if apart else 1)
         nll_T = torch.zeros(batch.num_tasks, dtype=torch.float64, device=self.distributed.device)
-        for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=not (apart or self._has_private(tasks))):
-            task = micro_batch.tasks[0]
-            row = shared_RN[tasks.index(task) if apart else 0]
-            attach(self.layout.shared_parameters(), row)
-            if self._has_private([task]):
-                attach(self.layout.private_parameters(task), private[tasks.index(task)])
-            with self.layout.activate(task):
+        rows = {task: row if apart else 0 for row, task in enumerate(tasks)}
+        private_of = dict(zip(tasks, private, strict=True))
+        mix_tasks = self.routes or not (apart or any(map(self.layout.private_parameters, tasks)))
+        for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=mix_tasks):
+            with self._collecting(micro_batch, shared_RN, rows, private_of):
                 nll = target_nll(self.model, micro_batch)
                 # Sums over target tokens with the step's own denominators: a mean of micro-batch means would weigh
                 # a token by how few others share its micro-batch.
                 loss = (nll * per_target_T[micro_batch.label_tasks].to(nll.dtype)).sum()
-                self._accumulate(loss * self.loss_scale, task)
+                self._accumulate(loss * self.loss_scale, micro_batch.tasks[0])
             nll_T.index_add_(0, micro_batch.label_tasks, nll.detach().double())
         for parameter in self.layout.parameters():
             parameter.grad = None
@@ -134,9 +138,25 @@ class Backward:
         losses_T = nll_T.cpu() / num_targets_T.clamp(min=1)
         return TaskGradients(tasks, losses_T[tasks], shared_RN, private)
 
+    @contextmanager
+    def _collecting(
+        self, micro_batch: MicroBatch, shared_RN: Tensor, rows: Mapping[int, int], private: Mapping[int, Tensor]
+    ) -> Iterator[None]:
+        """Lets the adapters of the micro-batch's tasks act, and its gradients add to the buffers."""
+        if self.routes:
+            assert isinstance(self.layout, RoutingLayout)
+            with self.layout.route(micro_batch.segments, shared_RN, rows, private):
+                yield
+            return
+        task = micro_batch.tasks[0]
+        attach(self.layout.shared_parameters(), shared_RN[rows[task]])
+        attach(self.layout.private_parameters(task), private[task])
+        with self.layout.activate(task):
+            yield
+
     def _accumulate(self, loss: Tensor, task: int) -> None:
-        """Adds the gradient of ``loss`` to every ``.grad``."""
-        if not self.distributed.hooks_gradients:
+        """Adds the gradient of ``loss`` to the buffers."""
+        if self.routes or not self.distributed.hooks_gradients:
             loss.backward()
             return
         # DeepSpeed's hooks on a backward would take the gradients away, for its own reduction.
@@ -148,7 +168,7 @@ class Backward:
     def _micro_batches(self, batch: Batch, step: int, tasks: Sequence[int], *, mix_tasks: bool) -> Iterator[MicroBatch]:
         rank = self.distributed.rank
         mine = batch.slice(rank, self.distributed.world_size)
-        cut = mine.micro_batches(self.max_tokens, packing=self.packing, mix_tasks=mix_tasks)
+        cut = mine.micro_batches(self.max_tokens, row_tokens=self.row_tokens, mix_tasks=mix_tasks)
         for index, micro_batch in enumerate(self._in_step(cut, tasks[:1] if mix_tasks else tasks)):
             # Seeding every micro-batch makes dropout a function of this tuple, so no generator state is ever saved.
             entropy = np.random.SeedSequence([self.seed, step, rank, index])
@@ -185,8 +205,22 @@ class Backward:
         shared, *private = self._buffer.split([num_rows * num_shared, *sizes])
         return shared.view(num_rows, num_shared), private
 
-    def _has_private(self, tasks: Sequence[int]) -> bool:
-        return any(self.layout.private_parameters(task) for task in tasks)
+
+def routing_is_exact(backward: Backward, num_tasks: int) -> bool:
+    """Whether the gradients out of one mixed pass are those out of a pass for each of two tasks.
+
+    They are not where a layer sees anything but all positions in order, as experts do that get some tokens only.
+    """
+    pairs = [(min(index, num_tasks - 1), example) for index, example in enumerate(probe_examples(backward.model))]
+    batch = Batch(pairs * backward.distributed.world_size, num_tasks)  # dealt out so that every rank gets both
+    ones_T = torch.ones(num_tasks, dtype=torch.float64)
+    found = []
+    with evaluation_mode(backward.model):
+        for backward.routes in (False, True):
+            gradients = backward(batch, ones_T, step=0, apart=True)
+            found.append(torch.cat([gradients.shared_RN.flatten(), *gradients.private]))
+    apart, mixed = found
+    return bool((mixed - apart).norm() <= 5e-2 * apart.norm())  # float16 and bfloat16 round; a wrong route is all wrong
 
 
 def attach(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:

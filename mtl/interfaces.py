@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -86,6 +86,14 @@ class GradientSurgery(Stateful, Protocol):
     def __call__(self, grads_MN: Tensor, tasks: Sequence[int] | None = None) -> Tensor: ...  # [N]
 
 
+class Segment(NamedTuple):
+    """Positions of one task, counted over the rows of a micro-batch as if they stood one after the other."""
+
+    task: int
+    start: int
+    stop: int
+
+
 class AdapterLayout(Protocol):
     """Which trainable parameters exist, and which of them a task trains."""
 
@@ -105,3 +113,19 @@ class AdapterLayout(Protocol):
 
     # What a user deploys; every rank calls it, one of them with ``write``.
     def export(self, folder: Path, task_names: Sequence[str], *, write: bool = True) -> None: ...
+
+
+@runtime_checkable
+class RoutingLayout(AdapterLayout, Protocol):
+    """A layout that can also send each position of one forward through its own task's adapters.
+
+    ``can_route`` says whether it can on this model. The backward adds the gradients to buffers instead of ``.grad``:
+    those of the shared parameters to the row of ``shared_RN`` that ``rows`` gives each task, those of a task's private
+    parameters to its flat buffer.
+    """
+
+    can_route: bool
+
+    def route(
+        self, segments: Sequence[Segment], shared_RN: Tensor, rows: Mapping[int, int], private: Mapping[int, Tensor]
+    ) -> AbstractContextManager[None]: ...

@@ -10,16 +10,17 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 
+from mtl import garbage
 from mtl.checkpoint import Checkpoint, discard_after
 from mtl.data.cursors import TaskCursors
-from mtl.data.loading import TaskData, load_task
+from mtl.data.loading import TaskData, load_tasks
 from mtl.distributed import Distributed, shard_like
 from mtl.errors import UserError
-from mtl.gradients import Backward
+from mtl.gradients import Backward, routing_is_exact
 from mtl.interrupt import StopSignal
 from mtl.loss_scale import LossScale
 from mtl.models.forward import packing_is_exact
-from mtl.models.load import fingerprint, load_model, load_tokenizer
+from mtl.models.load import load_fingerprinted, load_tokenizer
 from mtl.reporting.json_files import write_atomically
 from mtl.reporting.run_log import RunLog
 from mtl.resume import (
@@ -48,6 +49,7 @@ class Prepared:
     model_fingerprint: str
 
 
+@garbage.collection_paused()
 def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> Prepared:
     """Loads data, model and checkpoint, and puts the parts together; writes nothing before all of it is found good."""
     options = settings.options
@@ -55,8 +57,9 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     on_main_first(distributed, lambda: open_output(settings, output_dir))
     tokenizer = on_main_first(distributed, lambda: load_tokenizer(settings.model, settings.cache_dir))
     data = on_main_first(distributed, lambda: load_data(settings, tokenizer))
-    loaded = on_main_first(distributed, lambda: load_model(settings.model, settings.cache_dir))
-    model_fingerprint = fingerprint(loaded)
+    loaded, model_fingerprint = on_main_first(
+        distributed, lambda: load_fingerprinted(settings.model, settings.cache_dir)
+    )
     layout = settings.factories.layout(loaded, len(data))
     identity = identity_of(settings, layout, data, model_fingerprint)
     model = distributed.place(loaded, layout.parameters())
@@ -67,6 +70,8 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     backward = Backward(
         model, layout, distributed, max_tokens=options.micro_batch_tokens, packing=packing, seed=options.seed
     )
+    can_route = backward.routes
+    backward.routes = can_route and routing_is_exact(backward, len(data))
     check_rows(settings, backward, len(data))
     environment = environment_of(options, distributed, backward.dtype)
     checkpoint, warnings = open_checkpoint(settings, output_dir, distributed, identity, environment)
@@ -79,6 +84,10 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
             log.warn(warning)
         if options.packing and not packing:
             log.warn("this model lets packed examples see each other; packing is switched off")
+        if can_route and not backward.routes:
+            log.warn(
+                "this model cannot hold several tasks in one forward; each has forwards of its own, which are slower"
+            )
     run = Run(
         options=options,
         stages=settings.stages,
@@ -146,17 +155,14 @@ def on_main_first(distributed: Distributed, work: Callable[[], Answer]) -> Answe
 
 def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: ANN401
     """All tasks' data, tokenized."""
-    return [
-        load_task(
-            task,
-            tokenizer,
-            max_length=settings.options.max_length,
-            seed=settings.options.seed,
-            cache_dir=settings.cache_dir,
-            too_long=settings.options.too_long,
-        )
-        for task in settings.tasks
-    ]
+    return load_tasks(
+        settings.tasks,
+        tokenizer,
+        max_length=settings.options.max_length,
+        seed=settings.options.seed,
+        cache_dir=settings.cache_dir,
+        too_long=settings.options.too_long,
+    )
 
 
 def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:

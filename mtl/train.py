@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mtl import mistakes, ranks
+from mtl import garbage, mistakes, ranks, usage
 from mtl.construct import Maker, build, did_you_mean
 from mtl.errors import Stopped, UserError
 from mtl.launch import JobFailed, Launch, RankFailed, new_folder, run_processes
@@ -36,34 +36,6 @@ from mtl.schema import SUPPLIED, schema
 if TYPE_CHECKING:
     from mtl.settings import Settings
 
-USAGE = """usage: mtl train [options] [overrides]
-
-Fine-tunes one language model on several tasks. Without overrides: eight tasks that come with the package, the default
-model, LoRA shared and per task.
-
-options:
-  -m, --multirun          a sweep: every combination of comma-separated values, such as strategy=pcgrad,uncertainty
-  --config FILE           the config.yaml that a run has left, to run it again: add output_dir=... and what shall differ
-  --config-dir DIR        a folder of your own configs, searched beside the package's
-  --cfg                   print the resulting config and stop
-  --debug                 show tracebacks of mistakes, too
-  -h, --help              this text
-
-overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the folders beside it):
-  tasks=[sentiment,g2p]                           some of the tasks that come with the package
-  tasks=none tasks.mine.path=data/mine            your own task: a folder with train/val/test as JSONL, CSV or Parquet
-  model.name_or_path=<hub id, folder or .gguf>    another model
-  strategy=temperature|performance|uncertainty|pcgrad   a preset; or each lever by itself:
-  sampler=... weighter=... surgery=... adapters=... stages=...
-  max_steps=100 batch_size=16 learning_rate=2e-4 max_length=1024 seed=0
-  output_dir=outputs/mine resume_from_checkpoint=auto
-
-on several processes, which are started for you, also for each run of a sweep:
-  launch=gpus|fsdp2|deepspeed                     a process for each GPU, with all or with a part of the model
-  launch.num_processes=2                          so many processes; without GPUs on CPUs (launch=cpu)
-  -m launch=slurm                                 each run of the sweep as a Slurm job
-or by accelerate launch -m mtl.train [overrides]
-"""
 OTHER_CHOICES = {
     "tasks": " For your own data: tasks=none tasks.mine.path=...",
     "hydra/launcher": " For Slurm: pip install 'mtl-sft[slurm]'.",
@@ -93,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, unknown = parser.parse_known_intermixed_args(sys.argv[1:] if argv is None else argv)
         debug = arguments.debug
         if arguments.help:
-            print(USAGE, end="")
+            print(usage.TRAIN, end="")
             return 0
         if unknown:
             raise UserError(f"Unknown option {unknown[0]}. See mtl train --help.")
@@ -224,6 +196,7 @@ def execute(settings: Settings, output_dir: str | None, *, debug: bool) -> None:
         forget_accelerator()
 
 
+@garbage.collection_paused()  # it imports torch and transformers
 def settings_of(config: DictConfig, folder: Path) -> Settings:
     """The settings that a config means; ``folder`` is for the output where the config names none.
 

@@ -170,11 +170,11 @@ def test_ranks_share_the_examples_out():
         assert max(tokens) - min(tokens) <= 40  # never more than one example apart
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("row_tokens", [0, 45, 1000])
 @pytest.mark.parametrize("mix_tasks", [False, True])
-def test_micro_batches_keep_to_the_budget_and_lose_nothing(packing, mix_tasks):
+def test_micro_batches_keep_to_the_budget_and_lose_nothing(row_tokens, mix_tasks):
     batch = Batch(random_examples(np.random.default_rng(7), [7, 1, 12]), TASKS)
-    cut = list(batch.micro_batches(90, packing=packing, mix_tasks=mix_tasks))
+    cut = list(batch.micro_batches(90, row_tokens=row_tokens, mix_tasks=mix_tasks))
     assert all(part.input_ids_BS.numel() <= 90 for part in cut)
     assert all(len(part.tasks) == 1 for part in cut) or mix_tasks
     labels = np.concatenate([part.label_tasks.numpy() for part in cut])

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mtl.interfaces import Segment
 
 if TYPE_CHECKING:
     from mtl.data.tokenized import TokenizedExample
@@ -26,7 +29,8 @@ class MicroBatch:
     and ``label_tasks`` list those next tokens and their tasks, row by row. Padding and packed neighbours need no
     attention mask: ``position_ids_BS`` starts again at 0 for every example (and at every padding token), from which
     transformers builds the block-diagonal mask; with one example a row it is ``None``, since causal attention never
-    looks at the padding behind it.
+    looks at the padding behind it. ``segments`` covers every position, padding with the example before it.
+    ``boundaries`` lists where the examples of a single packed row begin, and where the last one ends.
     """
 
     input_ids_BS: Tensor
@@ -34,7 +38,13 @@ class MicroBatch:
     keep_BS: Tensor
     labels: Tensor
     label_tasks: Tensor
-    tasks: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    boundaries: Tensor | None = None
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        """Its tasks, ascending."""
+        return tuple(sorted({segment.task for segment in self.segments}))
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on ``device``."""
@@ -44,7 +54,8 @@ class MicroBatch:
             self.keep_BS.to(device),
             self.labels.to(device),
             self.label_tasks.to(device),
-            self.tasks,
+            self.segments,
+            None if self.boundaries is None else self.boundaries.to(device),
         )
 
 
@@ -83,17 +94,17 @@ class Batch:
         by_length = sorted(self.examples, key=lambda pair: -len(pair[1].input_ids))
         return Batch(by_length[rank::world_size], self.num_tasks)
 
-    def micro_batches(self, max_tokens: int, *, packing: bool, mix_tasks: bool) -> Iterator[MicroBatch]:
+    def micro_batches(self, max_tokens: int, *, row_tokens: int, mix_tasks: bool) -> Iterator[MicroBatch]:
         """Cuts the examples into micro-batches of at most ``max_tokens`` positions, padding included.
 
         Args:
             max_tokens: Budget of a micro-batch; a single longer example still gets one of its own.
-            packing: Put several short examples in one row, after each other.
-            mix_tasks: Allow several tasks in one micro-batch. Where tasks have adapters or rows of their own, not.
+            row_tokens: Pack several short examples into one row of so many positions; 0: one example a row.
+            mix_tasks: Allow several tasks in one micro-batch.
         """
         groups = [self.examples] if mix_tasks else [self._of_task(int(task)) for task in np.flatnonzero(self.counts_T)]
         for group in groups:
-            rows = fill_rows(group, min(PACKED_LENGTH, max_tokens) if packing else 0)
+            rows = fill_rows(group, min(row_tokens, max_tokens))
             rows.sort(key=lambda row: -row_length(row))
             while rows:
                 fitting = max(1, max_tokens // row_length(rows[0]))
@@ -104,31 +115,34 @@ class Batch:
         return [pair for pair in self.examples if pair[0] == task]
 
 
-# Positions of a packed row. Longer rows waste attention, whose cost grows with the square of the row; shorter ones
-# leave gaps. SmolLM2-135M, 16 examples of 50 to 130 tokens, CPU time forward and backward: 9.9 s at 384, 11.2 s with
-# one example a row, 11.4 s at 768.
-PACKED_LENGTH = 384
+# Positions of a row where a mask must keep its examples apart. Longer rows waste attention, whose cost grows with the
+# square of the row; shorter ones leave gaps. SmolLM2-135M, 16 examples of 50 to 130 tokens, CPU time forward and
+# backward: 9.9 s at 384, 11.2 s with one example a row, 11.4 s at 768.
+MASKED_ROW_TOKENS = 384
 
 Row = list[tuple[int, "TokenizedExample"]]
 
 
 def fill_rows(examples: Sequence[tuple[int, TokenizedExample]], capacity: int) -> list[Row]:
-    """Packs examples into rows of ``capacity`` positions (first fit, longest first).
+    """Packs examples into rows of at most ``capacity`` positions, as few and as equal in length as it finds.
 
-    A longer example gets a row of its own; with a capacity of 0 every example does.
+    Longest first, each goes to the shortest row. A longer example than the capacity has a row of its own; with a
+    capacity of 0 every example has.
     """
-    rows: list[Row] = []
-    room: list[int] = []
-    for pair in sorted(examples, key=lambda pair: -len(pair[1].input_ids)):
-        length = len(pair[1].input_ids)
-        fits = next((i for i, free in enumerate(room) if free >= length), None)
-        if fits is None:
-            rows.append([pair])
-            room.append(capacity - length)
-        else:
-            rows[fits].append(pair)
-            room[fits] -= length
-    return rows
+    if capacity == 0:
+        return [[pair] for pair in examples]
+    by_length = sorted(examples, key=lambda pair: -len(pair[1].input_ids))
+    num_rows = max(1, -(-row_length(by_length) // capacity))
+    while True:
+        rows: list[Row] = [[] for _ in range(num_rows)]
+        shortest = [(0, index) for index in range(num_rows)]  # a heap of lengths
+        for pair in by_length:
+            length, index = shortest[0]
+            rows[index].append(pair)
+            heapreplace(shortest, (length + len(pair[1].input_ids), index))
+        if all(len(row) <= 1 or row_length(row) <= capacity for row in rows):
+            return [row for row in rows if row]
+        num_rows += 1
 
 
 def row_length(row: Row) -> int:
@@ -145,7 +159,7 @@ def idle(task: int) -> MicroBatch:
     """A micro-batch without a target, whose loss and gradients are zero: for a rank that only keeps others company."""
     nothing = torch.zeros(0, dtype=torch.int64)
     token_BS = torch.zeros(1, 1, dtype=torch.int64)
-    return MicroBatch(token_BS, None, token_BS.bool(), nothing, nothing, (task,))
+    return MicroBatch(token_BS, None, token_BS.bool(), nothing, nothing, (Segment(task, 0, 1),))
 
 
 def stack(rows: Sequence[Row]) -> MicroBatch:
@@ -154,22 +168,27 @@ def stack(rows: Sequence[Row]) -> MicroBatch:
     input_ids = np.zeros(shape, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     keep = np.zeros(shape, dtype=np.bool_)
-    labels, label_tasks = [], []
+    labels, label_tasks, segments = [], [], []
     for index, row in enumerate(rows):
         start = 0
-        for task, example in row:
+        for task, example in sorted(row, key=lambda pair: pair[0]):  # fewer segments
             end = start + len(example.input_ids)
             input_ids[index, start:end] = example.input_ids
             position_ids[index, start:end] = np.arange(end - start)
             keep[index, start : end - 1] = example.is_target[1:]
             labels.append(example.input_ids[1:][example.is_target[1:]])
             label_tasks.append(np.full(len(labels[-1]), task, dtype=np.int64))
+            segments.append(Segment(task, index * shape[1] + start, index * shape[1] + end))
             start = end
+        segments[-1] = segments[-1]._replace(stop=(index + 1) * shape[1])
+    packed = max(map(len, rows)) > 1
+    ends = [segment.stop for segment in segments]
     return MicroBatch(
         torch.from_numpy(input_ids),
-        torch.from_numpy(position_ids) if max(map(len, rows)) > 1 else None,
+        torch.from_numpy(position_ids) if packed else None,
         torch.from_numpy(keep),
         torch.from_numpy(np.concatenate(labels).astype(np.int64)),
         torch.from_numpy(np.concatenate(label_tasks)),
-        tuple(sorted({task for row in rows for task, _ in row})),
+        tuple(segments),
+        torch.tensor([0, *ends], dtype=torch.int32) if packed and len(rows) == 1 else None,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise, starmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from mtl.data.sources import SPLIT_WORDS, read_splits
+from mtl import memo
+from mtl.data.sources import SPLIT_WORDS, read_splits, source_files
 from mtl.data.splits import make_splits
 from mtl.data.tokenized import (
     TOO_LONG,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CACHE_VERSION = 1  # part of every fingerprint; raise it when the same content would give other tokens or arrays
 SPLITS = ("train", "val", "test")
+CODE = [file for part in ("data", "tasks") for file in sorted((Path(__file__).parents[1] / part).glob("*.py"))]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,28 @@ class TaskData:
     fingerprint: str
 
 
+class _EvalRow(NamedTuple):
+    prompt: str
+    reference: str
+    options: Sequence[str] | None
+    location: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a task's rows say beside their tokens, in plain values; of the rows that were kept, in order."""
+
+    fingerprint: str
+    format: str
+    metric: str
+    scoring: str
+    train_locations: Sequence[str]
+    val: Sequence[_EvalRow]
+    test: Sequence[_EvalRow]
+    majority: str | None
+    num_dropped: int
+
+
 def load_task(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,13 +115,28 @@ def load_task(
     cache_dir: Path,
     too_long: str = "error",
 ) -> TaskData:
-    """Reads, checks, splits, renders and tokenizes a task's data.
+    """One task's data; see :func:`load_tasks`."""
+    [data] = load_tasks([task], tokenizer, max_length=max_length, seed=seed, cache_dir=cache_dir, too_long=too_long)
+    return data
 
-    Tokens are cached as ``<cache_dir>/tokens/<fingerprint>.safetensors``. The rows are read and checked every time,
-    since the fingerprint is of their content.
+
+def load_tasks(
+    tasks: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    seed: int,
+    cache_dir: Path,
+    too_long: str = "error",
+) -> list[TaskData]:
+    """Reads, checks, splits, renders and tokenizes the tasks' data.
+
+    Tokens are cached as ``<cache_dir>/tokens/<fingerprint>.safetensors``, by content. What else is known of the rows
+    is kept in ``<cache_dir>/tasks`` for as long as the source files stay untouched (:class:`mtl.memo.FileMemo`), so
+    that the next run reads neither them nor what is in them again. Data sets on the Hub are read every time.
 
     Args:
-        task: What to load.
+        tasks: What to load.
         tokenizer: The model's tokenizer.
         max_length: Length limit of an example [tokens].
         seed: Decides splits that are made and samples that are drawn.
@@ -111,29 +150,76 @@ def load_task(
         raise UserError(f"too_long must be one of {', '.join(TOO_LONG)}; found {too_long!r}.")
     if max_length < 2:
         raise UserError(f"max_length must be at least 2, a token and one to predict; found {max_length}.")
-    given = read_splits(task)
-    if task.format == "auto":
-        first = given["train"][0]
-        task = replace(task, format=detect_format(first.values, task, first.location))
-    parsed = {split: [parse_row(row.values, task, row.location) for row in rows] for split, rows in given.items()}
-    task = _resolved(task, [example for split in parsed for example in parsed[split]])
-    splits = make_splits(parsed, task, seed)
-    fingerprint = _fingerprint(splits, tokenizer, max_length=max_length, too_long=too_long)
-    path = cache_dir / "tokens" / f"{fingerprint}.safetensors"
-    encoded = load_encoded(path)
-    if encoded is None:
-        encoded = _encode(splits, Renderer(tokenizer, task.name), max_length=max_length, too_long=too_long)
-        save_encoded(path, encoded)
-    return TaskData(
-        task=task,
-        train=encoded["train"].examples,
-        train_locations=[splits["train"][row].location for row in encoded["train"].rows],
-        val=_eval_examples(encoded["val"], splits["val"]),
-        test=_eval_examples(encoded["test"], splits["test"]),
-        majority=_majority(task, splits["train"]),
-        num_dropped=sum(len(splits[split]) - len(encoded[split].rows) for split in SPLITS),
-        fingerprint=fingerprint,
-    )
+    loader = _Loader(tokenizer, _tokenizer_digest(tokenizer), max_length, too_long, seed, cache_dir)
+    return [loader.load(task) for task in tasks]
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """What all tasks are loaded with."""
+
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_digest: str
+    max_length: int
+    too_long: str
+    seed: int
+    cache_dir: Path
+
+    def load(self, task: Task) -> TaskData:
+        files = source_files(task)
+        inputs = [asdict(task), self.seed, *self._token_options()]
+        kept = memo.FileMemo(self.cache_dir / "tasks", [*files, *CODE] if files else [], inputs)
+        recalled = kept.recall()
+        facts = None if recalled is None else _Facts(**recalled)
+        encoded = None if facts is None else load_encoded(self._tokens_path(facts.fingerprint))
+        if facts is None or encoded is None:
+            facts, encoded = self._read(task)
+            kept.keep(asdict(facts))
+        return TaskData(
+            task=replace(task, format=facts.format, metric=facts.metric, scoring=facts.scoring),
+            train=encoded["train"].examples,
+            train_locations=facts.train_locations,
+            val=_eval_examples(encoded["val"], starmap(_EvalRow, facts.val), is_text=facts.format == "text"),
+            test=_eval_examples(encoded["test"], starmap(_EvalRow, facts.test), is_text=facts.format == "text"),
+            majority=facts.majority,
+            num_dropped=facts.num_dropped,
+            fingerprint=facts.fingerprint,
+        )
+
+    def _read(self, task: Task) -> tuple[_Facts, dict[str, EncodedSplit]]:
+        """The way from the rows; writes the tokens if they are not there yet."""
+        given = read_splits(task)
+        if task.format == "auto":
+            first = given["train"][0]
+            task = replace(task, format=detect_format(first.values, task, first.location))
+        parsed = {split: [parse_row(row.values, task, row.location) for row in rows] for split, rows in given.items()}
+        task = _resolved(task, [example for split in parsed for example in parsed[split]])
+        splits = make_splits(parsed, task, self.seed)
+        fingerprint = _fingerprint(splits, self._token_options())
+        path = self._tokens_path(fingerprint)
+        encoded = load_encoded(path)
+        if encoded is None:
+            renderer = Renderer(self.tokenizer, task.name)
+            encoded = _encode(splits, renderer, max_length=self.max_length, too_long=self.too_long)
+            save_encoded(path, encoded)
+        facts = _Facts(
+            fingerprint=fingerprint,
+            format=task.format,
+            metric=task.metric,
+            scoring=task.scoring,
+            train_locations=[splits["train"][row].location for row in encoded["train"].rows],
+            val=[_eval_row(splits["val"][row]) for row in encoded["val"].rows],
+            test=[_eval_row(splits["test"][row]) for row in encoded["test"].rows],
+            majority=_majority(task, splits["train"]),
+            num_dropped=sum(len(splits[split]) - len(encoded[split].rows) for split in SPLITS),
+        )
+        return facts, encoded
+
+    def _token_options(self) -> list[object]:
+        return [CACHE_VERSION, self.max_length, self.too_long, self.tokenizer_digest]
+
+    def _tokens_path(self, fingerprint: str) -> Path:
+        return self.cache_dir / "tokens" / f"{fingerprint}.safetensors"
 
 
 def _resolved(task: Task, examples: Sequence[Example]) -> Task:
@@ -183,25 +269,23 @@ def _encode(
     return encoded
 
 
-def _eval_examples(encoded: EncodedSplit, examples: Sequence[Example]) -> list[EvalExample]:
-    options = iter(pairwise(encoded.option_offsets.tolist()))
+def _eval_row(example: Example) -> _EvalRow:
+    if isinstance(example, Text):
+        return _EvalRow("", example.text, None, example.location)
+    return _EvalRow(example.prompt, example.answer, example.options, example.location)
+
+
+def _eval_examples(encoded: EncodedSplit, rows: Iterable[_EvalRow], *, is_text: bool) -> list[EvalExample]:
+    spans = pairwise(encoded.option_offsets.tolist())
     result = []
-    rows = zip(encoded.examples, encoded.rows.tolist(), encoded.prompt_lengths.tolist(), strict=True)
-    for tokens, row, prompt_length in rows:
-        example = examples[row]
-        if isinstance(example, Text):
-            result.append(EvalExample(tokens, "", (), example.text, None, None, example.location))
-            continue
-        option_ids = None
-        if example.options is not None:
-            spans = [next(options) for _ in example.options]
-            option_ids = tuple(tuple(encoded.option_ids[begin:end].tolist()) for begin, end in spans)
-        prompt_ids = tuple(tokens.input_ids[:prompt_length].tolist())
-        result.append(
-            EvalExample(
-                tokens, example.prompt, prompt_ids, example.answer, example.options, option_ids, example.location
-            )
-        )
+    for tokens, prompt_length, row in zip(encoded.examples, encoded.prompt_lengths.tolist(), rows, strict=True):
+        prompt_ids = () if is_text else tuple(tokens.input_ids[:prompt_length].tolist())
+        options, option_ids = None, None
+        if row.options is not None:
+            options = tuple(row.options)
+            own_spans = islice(spans, len(options))
+            option_ids = tuple(tuple(encoded.option_ids[begin:end].tolist()) for begin, end in own_spans)
+        result.append(EvalExample(tokens, row.prompt, prompt_ids, row.reference, options, option_ids, row.location))
     return result
 
 
@@ -212,11 +296,9 @@ def _majority(task: Task, train: Sequence[Example]) -> str | None:
     return max(task.labels, key=lambda label: counts[label])
 
 
-def _fingerprint(
-    splits: Mapping[str, Sequence[Example]], tokenizer: PreTrainedTokenizerBase, *, max_length: int, too_long: str
-) -> str:
+def _fingerprint(splits: Mapping[str, Sequence[Example]], token_options: Sequence[object]) -> str:
     """Parsed examples rather than files go in: labels, system prompt, format, splits and samples show in them."""
-    sha = hashlib.sha256(json.dumps([CACHE_VERSION, max_length, too_long, _tokenizer_digest(tokenizer)]).encode())
+    sha = hashlib.sha256(json.dumps(token_options).encode())
     for split in SPLITS:
         sha.update(f"\n{split} {len(splits[split])}\n".encode())
         for example in splits[split]:

@@ -43,12 +43,8 @@ def read_splits(task: Task) -> dict[str, list[Row]]:
     Raises:
         UserError: If something is missing, empty, ambiguous or broken; the message names the file and line.
     """
-    scheme, _, name = task.path.partition(":")
-    if scheme == "hub":
-        splits = _from_datasets(_load_from_hub(name, task))
-    else:
-        path = _builtin_folder(name, task) if scheme == "builtin" else Path(task.path).expanduser()
-        splits = _read_path(path, task)
+    path = _local_path(task)
+    splits = _from_datasets(_load_from_hub(task)) if path is None else _read_path(path)
     if "train" not in splits:
         raise UserError(
             f"Task {task.name!r}: {task.path} has no training split. Name a file train.jsonl (.json, .csv, .parquet), "
@@ -62,6 +58,22 @@ def read_splits(task: Task) -> dict[str, list[Row]]:
                 f"{remedy}"
             )
     return splits
+
+
+def source_files(task: Task) -> list[Path]:
+    """The files that :func:`read_splits` reads; none for a data set on the Hub.
+
+    Raises:
+        UserError: If there is nothing at the task's path, or several files for one split.
+    """
+    path = _local_path(task)
+    if path is None:
+        return []
+    if path.is_file():
+        return [path]
+    if _is_datasets_folder(path):
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for files in _split_files(path).values() for file in files]
 
 
 def builtin_names() -> list[str]:
@@ -99,15 +111,28 @@ def _builtin_folder(name: str, task: Task) -> Path:
     return Path(str(resources.files("mtl.tasks") / "suite" / name))
 
 
-def _read_path(path: Path, task: Task) -> dict[str, list[Row]]:
-    if path.is_file():
-        return {"train": read_file(path)}
-    if not path.is_dir():
+def _local_path(task: Task) -> Path | None:
+    """The file or folder of a task's data; ``None`` if they are on the Hub."""
+    scheme, _, name = task.path.partition(":")
+    if scheme == "hub":
+        return None
+    path = _builtin_folder(name, task) if scheme == "builtin" else Path(task.path).expanduser()
+    if not path.is_file() and not path.is_dir():
         raise UserError(
             f"tasks.{task.name}.path: {task.path!r} does not exist. Correct the path, which is relative to the "
             "directory that the command runs in, or put hub: before the name of a data set on the Hub."
         )
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    return path
+
+
+def _is_datasets_folder(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def _read_path(path: Path) -> dict[str, list[Row]]:
+    if path.is_file():
+        return {"train": read_file(path)}
+    if _is_datasets_folder(path):
         return _from_datasets(_load_from_disk(path))
     return {split: [row for file in files for row in read_file(file)] for split, files in _split_files(path).items()}
 
@@ -213,10 +238,10 @@ def _load_from_disk(folder: Path) -> Dataset | DatasetDict:
         ) from None
 
 
-def _load_from_hub(name: str, task: Task) -> DatasetDict:
+def _load_from_hub(task: Task) -> DatasetDict:
     import datasets
 
-    dataset, _, config = name.partition(":")
+    dataset, _, config = task.path.removeprefix("hub:").partition(":")
     try:
         return datasets.load_dataset(dataset, config or None)
     except Exception as error:  # network, authorisation, unknown names and configs: all of the library's own kinds

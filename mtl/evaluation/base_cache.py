@@ -52,6 +52,7 @@ def evaluate_base(
     The other arguments are those of :func:`mtl.evaluation.evaluate.evaluate`.
     """
     evaluations = []
+    libraries = {name: version(name) for name in LIBRARIES}
     for task_data in data:
         key = {
             "format": FORMAT,
@@ -62,7 +63,7 @@ def evaluate_base(
             "split": split,
             "max_examples": max_examples,
             "predict": predict,
-            "libraries": {name: version(name) for name in LIBRARIES},
+            "libraries": libraries,
         }
         path = cache_dir / "base" / f"{_digest(key)}.json"
         evaluation = distributed.gather(_read(path) if distributed.rank == 0 else None)[0]

@@ -37,7 +37,7 @@ def summed_losses(
     losses = torch.zeros(len(examples), dtype=torch.float64)
     # Every example is a task of its own here, so that a label's task says which example it belongs to.
     batch = Batch(list(enumerate(examples)), num_tasks=len(examples))
-    for micro_batch in in_step(batch.micro_batches(token_budget, packing=False, mix_tasks=True), ranks):
+    for micro_batch in in_step(batch.micro_batches(token_budget, row_tokens=0, mix_tasks=True), ranks):
         token_losses = target_nll(model, micro_batch.to(model.device))
         losses[list(micro_batch.tasks)] = 0.0  # it may be here for the second time
         losses.index_add_(0, micro_batch.label_tasks, token_losses.cpu().double())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mtl.distributed import whole
 from mtl.errors import UserError
+from mtl.interfaces import Segment
 
 SHARED = "shared"
 
@@ -71,8 +72,11 @@ class LoraLayout:
                 f"adapters.lora_r={lora_r}, adapters.private_lora_r={private_lora_r}: at least one rank must be "
                 "positive and none negative, or nothing is trained. Set one, or take adapters=full."
             )
-        from peft import LoraConfig, PeftModel
+        from peft import LoraConfig
+        from peft.tuners.lora.layer import Linear
         from peft.tuners.tuners_utils import BaseTunerLayer
+
+        from mtl.models.lora import Route, route_layer
 
         names = sorted(target_modules) if target_modules is not None else linear_layer_names(model)
         configs = {
@@ -89,26 +93,18 @@ class LoraLayout:
             ]
             if rank > 0
         }
-        rng_state = torch.get_rng_state()
-        torch.manual_seed(seed)  # peft draws the initial A from torch's global generator
-        try:
-            (first, config), *others = configs.items()
-            with warnings.catch_warnings():
-                # peft 0.21 asks transformers 5.23 by an old name whether gradient checkpointing is on.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-                self.peft_model = PeftModel(model, config, adapter_name=first)
-            for adapter, config in others:
-                self.peft_model.add_adapter(adapter, config)
-        except ValueError as error:
-            raise UserError(f"adapters.target_modules={names}: {error}") from error
-        finally:
-            torch.set_rng_state(rng_state)
+        self.peft_model = with_adapters(model, configs, seed)
         self.model = model
         self.num_tasks = num_tasks
         self._adapters = list(configs)
-        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self._joined: dict[int, str] = {}
         self._parameters = {adapter: self._parameters_of(adapter) for adapter in configs}
+        self._route = Route()
+        self.can_route = all(type(layer) is Linear and not layer.lora_variant for layer in self._layers)
+        if self.can_route:
+            for layer in self._layers:
+                route_layer(layer, self._route, self._parameters)
         for parameter in self.parameters():
             parameter.requires_grad_(True)  # add_adapter leaves all but the first one frozen
         model.train(model.training)  # new modules begin in training mode: dropout would act in an evaluation
@@ -126,6 +122,36 @@ class LoraLayout:
             yield
         finally:
             self._set_active(before)
+
+    @contextmanager
+    def route(
+        self, segments: Sequence[Segment], shared_RN: Tensor, rows: Mapping[int, int], private: Mapping[int, Tensor]
+    ) -> Iterator[None]:
+        """Sends every position of a micro-batch through the adapters of its task until the block ends.
+
+        The backward, which belongs into the block too, adds the gradients to the buffers given instead of ``.grad``.
+
+        Args:
+            segments: Which positions are whose; all of them.
+            shared_RN: Takes the gradients of the shared parameters.
+            rows: The row of each task.
+            private: Takes the flat gradient of each task's private parameters.
+        """
+        from mtl.models.lora import Part
+
+        own: dict[str, list[Segment]] = {}
+        for segment in segments:
+            own.setdefault(private_adapter(segment.task), []).append(segment)
+        parts = [Part.of(SHARED, shared_RN, segments, rows)] if SHARED in self._parameters else []
+        for adapter, members in own.items():
+            if adapter in self._parameters:
+                task = members[0].task
+                parts.append(Part.of(adapter, private[task][None], members, {task: 0}))
+        self._route.parts = parts
+        try:
+            yield
+        finally:
+            self._route.parts = None
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters that every task trains."""
@@ -209,6 +235,32 @@ class LoraLayout:
         for layer in self._layers:
             layer._active_adapter = adapters
         self._active = adapters
+
+
+def with_adapters(model: nn.Module, configs: Mapping[str, Any], seed: int) -> Any:  # noqa: ANN401 - peft has no types
+    """peft's model around ``model``, with an adapter for each config.
+
+    Raises:
+        UserError: No layer has one of the names.
+    """
+    from peft import PeftModel
+
+    (first, config), *others = configs.items()
+    rng_state = torch.get_rng_state()
+    torch.manual_seed(seed)  # peft draws the initial A from torch's global generator
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 by an old name whether gradient checkpointing is on.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # and sets it itself
+            peft_model = PeftModel(model, config, adapter_name=first)
+            for adapter, config in others:
+                peft_model.add_adapter(adapter, config)
+    except ValueError as error:
+        raise UserError(f"adapters.target_modules={config.target_modules}: {error}") from error
+    finally:
+        torch.set_rng_state(rng_state)
+    return peft_model
 
 
 class FullLayout:

@@ -7,17 +7,20 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from mtl import memo
 from mtl.errors import UserError
 from mtl.models.precision import keep_float64
 
 PACKAGE_PREFIX = "package:"
+CODE = sorted(Path(__file__).parent.glob("*.py"))
+LIBRARIES = ("torch", "transformers", "safetensors")  # that decide which weights a file becomes
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 
@@ -95,6 +98,8 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    from mtl.models.attention import pack_attention
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -118,12 +123,35 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
             f"model.name_or_path={settings.name_or_path} lacks {len(missing)} weights, {missing[0]} first; they would "
             "start at random. Give a folder that holds all of them."
         )
+    pack_attention(model)
     if settings.torch_dtype == torch.float64:
         keep_float64(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loaded: nn.Module = model
     return loaded
+
+
+def load_fingerprinted(settings: ModelSettings, cache_dir: Path) -> tuple[nn.Module, str]:
+    """The model as :func:`load_model` gives it, and its :func:`fingerprint`.
+
+    Of a folder whose files stay untouched (:class:`mtl.memo.FileMemo`) the weights are hashed once. Those of a hub id,
+    and of a model with code of its own, are hashed every time.
+
+    Raises:
+        UserError: As :func:`load_model`.
+    """
+    folder = Path(local_folder(settings.name_or_path, cache_dir))
+    files = [] if settings.trust_remote_code else sorted(file for file in folder.rglob("*") if file.is_file())
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    inputs = [asdict(settings), str(settings.torch_dtype), versions]
+    kept = memo.FileMemo(cache_dir / "fingerprints", [*files, *CODE] if files else [], inputs)
+    model = load_model(settings, cache_dir)
+    digest = kept.recall()
+    if digest is None:
+        digest = fingerprint(model)
+        kept.keep(digest)
+    return model, digest
 
 
 def local_folder(name_or_path: str, cache_dir: Path) -> str:
@@ -165,8 +193,7 @@ def packaged_gguf(distribution: str) -> Path:
 
 def dequantized(gguf: Path, cache_dir: Path) -> Path:
     """The GGUF's weights as a float32 safetensors folder in the cache, keyed by the file's content."""
-    with gguf.open("rb") as file:
-        folder = cache_dir / "models" / f"{gguf.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    folder = cache_dir / "models" / f"{gguf.stem}-{_content_digest(gguf, cache_dir)[:16]}"
     if folder.is_dir():
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -194,6 +221,16 @@ def dequantized(gguf: Path, cache_dir: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _content_digest(file: Path, cache_dir: Path) -> str:
+    kept = memo.FileMemo(cache_dir / "fingerprints", [file], "sha256")
+    digest = kept.recall()
+    if digest is None:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        kept.keep(digest)
+    return str(digest)
 
 
 def fingerprint(model: nn.Module) -> str:

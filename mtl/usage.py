@@ -1,0 +1,32 @@
+"""What ``mtl <verb> --help`` prints: apart from the verbs, so that help needs none of what these import."""
+
+from __future__ import annotations
+
+TRAIN = """usage: mtl train [options] [overrides]
+
+Fine-tunes one language model on several tasks. Without overrides: eight tasks that come with the package, the default
+model, LoRA shared and per task.
+
+options:
+  -m, --multirun          a sweep: every combination of comma-separated values, such as strategy=pcgrad,uncertainty
+  --config FILE           the config.yaml that a run has left, to run it again: add output_dir=... and what shall differ
+  --config-dir DIR        a folder of your own configs, searched beside the package's
+  --cfg                   print the resulting config and stop
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+
+overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the folders beside it):
+  tasks=[sentiment,g2p]                           some of the tasks that come with the package
+  tasks=none tasks.mine.path=data/mine            your own task: a folder with train/val/test as JSONL, CSV or Parquet
+  model.name_or_path=<hub id, folder or .gguf>    another model
+  strategy=temperature|performance|uncertainty|pcgrad   a preset; or each lever by itself:
+  sampler=... weighter=... surgery=... adapters=... stages=...
+  max_steps=100 batch_size=16 learning_rate=2e-4 max_length=1024 seed=0
+  output_dir=outputs/mine resume_from_checkpoint=auto
+
+on several processes, which are started for you, also for each run of a sweep:
+  launch=gpus|fsdp2|deepspeed                     a process for each GPU, with all or with a part of the model
+  launch.num_processes=2                          so many processes; without GPUs on CPUs (launch=cpu)
+  -m launch=slurm                                 each run of the sweep as a Slurm job
+or by accelerate launch -m mtl.train [overrides]
+"""
