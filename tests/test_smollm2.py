@@ -115,7 +115,9 @@ def test_cutting_a_step_differently_stays_within_five_times_float32_s_own_error(
         cut, losses = rows("float32", max_tokens, packing)
         for row in range(2):
             assert (cut[row] - plain[row]).norm() <= 5 * (plain[row] - exact[row]).norm()
-        assert (losses - plain_losses).abs().max() <= 5 * max((plain_losses - exact_losses).abs().max(), 1e-7)
+        # On five tokens the plain pass can be nearer to float64 than a loss of 13 can be written down in float32.
+        own_error = max((plain_losses - exact_losses).abs().max(), torch.finfo(torch.float32).eps * plain_losses.max())
+        assert (losses - plain_losses).abs().max() <= 5 * own_error
 
 
 def real_step(tokenizer, cache_dir):

@@ -11,7 +11,6 @@ from itertools import islice, pairwise, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mtl import memo
 from mtl.data.sources import SPLIT_WORDS, read_splits, source_files
 from mtl.data.splits import make_splits
 from mtl.data.tokenized import (
@@ -24,6 +23,7 @@ from mtl.data.tokenized import (
     save_encoded,
 )
 from mtl.errors import UserError
+from mtl.memo import FileMemo
 from mtl.tasks.formats import Conversation, Example, Text, detect_format, parse_row
 from mtl.tasks.rendering import Renderer
 from mtl.tasks.task import Task
@@ -132,7 +132,7 @@ def load_tasks(
     """Reads, checks, splits, renders and tokenizes the tasks' data.
 
     Tokens are cached as ``<cache_dir>/tokens/<fingerprint>.safetensors``, by content. What else is known of the rows
-    is kept in ``<cache_dir>/tasks`` for as long as the source files stay untouched (:class:`mtl.memo.FileMemo`), so
+    is kept in ``<cache_dir>/tasks`` for as long as the source files stay untouched (:class:`mtl.FileMemo`), so
     that the next run reads neither them nor what is in them again. Data sets on the Hub are read every time.
 
     Args:
@@ -168,7 +168,7 @@ class _Loader:
     def load(self, task: Task) -> TaskData:
         files = source_files(task)
         inputs = [asdict(task), self.seed, *self._token_options()]
-        kept = memo.FileMemo(self.cache_dir / "tasks", [*files, *CODE] if files else [], inputs)
+        kept = FileMemo(self.cache_dir / "tasks", [*files, *CODE] if files else [], inputs)
         recalled = kept.recall()
         facts = None if recalled is None else _Facts(**recalled)
         encoded = None if facts is None else load_encoded(self._tokens_path(facts.fingerprint))

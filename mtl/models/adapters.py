@@ -11,8 +11,8 @@ cases by its two ranks; ``FullLayout`` trains the whole model instead.
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,9 +74,8 @@ class LoraLayout:
             )
         from peft import LoraConfig
         from peft.tuners.lora.layer import Linear
-        from peft.tuners.tuners_utils import BaseTunerLayer
 
-        from mtl.models.lora import Route, route_layer
+        from mtl.models.lora import Route, route_layer, tuner_layers, with_adapters
 
         names = sorted(target_modules) if target_modules is not None else linear_layer_names(model)
         configs = {
@@ -97,9 +96,12 @@ class LoraLayout:
         self.model = model
         self.num_tasks = num_tasks
         self._adapters = list(configs)
-        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers = tuner_layers(model)
         self._joined: dict[int, str] = {}
-        self._parameters = {adapter: self._parameters_of(adapter) for adapter in configs}
+        self._parameters: dict[str, list[nn.Parameter]] = {adapter: [] for adapter in configs}
+        for name, parameter in model.named_parameters():
+            if found := re.search(r"\.lora_[^.]+\.([^.]+)", name):
+                self._parameters[found[1]].append(parameter)
         self._route = Route()
         self.can_route = all(type(layer) is Linear and not layer.lora_variant for layer in self._layers)
         if self.can_route:
@@ -227,40 +229,11 @@ class LoraLayout:
     def _tuner(self) -> Any:  # noqa: ANN401 - peft types it as a plain module
         return self.peft_model.base_model
 
-    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        return [parameter for name, parameter in self.model.named_parameters() if f".{adapter}." in f"{name}."]
-
     def _set_active(self, adapters: list[str]) -> None:
         # peft's set_adapter would freeze every other adapter (and their Adam would then skip a step).
         for layer in self._layers:
             layer._active_adapter = adapters
         self._active = adapters
-
-
-def with_adapters(model: nn.Module, configs: Mapping[str, Any], seed: int) -> Any:  # noqa: ANN401 - peft has no types
-    """peft's model around ``model``, with an adapter for each config.
-
-    Raises:
-        UserError: No layer has one of the names.
-    """
-    from peft import PeftModel
-
-    (first, config), *others = configs.items()
-    rng_state = torch.get_rng_state()
-    torch.manual_seed(seed)  # peft draws the initial A from torch's global generator
-    try:
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 by an old name whether gradient checkpointing is on.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # and sets it itself
-            peft_model = PeftModel(model, config, adapter_name=first)
-            for adapter, config in others:
-                peft_model.add_adapter(adapter, config)
-    except ValueError as error:
-        raise UserError(f"adapters.target_modules={config.target_modules}: {error}") from error
-    finally:
-        torch.set_rng_state(rng_state)
-    return peft_model
 
 
 class FullLayout:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl import memo
 from mtl.errors import UserError
+from mtl.memo import FileMemo
 from mtl.models.precision import keep_float64
 
 PACKAGE_PREFIX = "package:"
@@ -135,7 +135,7 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
 def load_fingerprinted(settings: ModelSettings, cache_dir: Path) -> tuple[nn.Module, str]:
     """The model as :func:`load_model` gives it, and its :func:`fingerprint`.
 
-    Of a folder whose files stay untouched (:class:`mtl.memo.FileMemo`) the weights are hashed once. Those of a hub id,
+    Of a folder whose files stay untouched (:class:`mtl.FileMemo`) the weights are hashed once. Those of a hub id,
     and of a model with code of its own, are hashed every time.
 
     Raises:
@@ -145,7 +145,7 @@ def load_fingerprinted(settings: ModelSettings, cache_dir: Path) -> tuple[nn.Mod
     files = [] if settings.trust_remote_code else sorted(file for file in folder.rglob("*") if file.is_file())
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     inputs = [asdict(settings), str(settings.torch_dtype), versions]
-    kept = memo.FileMemo(cache_dir / "fingerprints", [*files, *CODE] if files else [], inputs)
+    kept = FileMemo(cache_dir / "fingerprints", [*files, *CODE] if files else [], inputs)
     model = load_model(settings, cache_dir)
     digest = kept.recall()
     if digest is None:
@@ -224,7 +224,7 @@ def dequantized(gguf: Path, cache_dir: Path) -> Path:
 
 
 def _content_digest(file: Path, cache_dir: Path) -> str:
-    kept = memo.FileMemo(cache_dir / "fingerprints", [file], "sha256")
+    kept = FileMemo(cache_dir / "fingerprints", [file], "sha256")
     digest = kept.recall()
     if digest is None:
         with file.open("rb") as content:

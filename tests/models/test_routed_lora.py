@@ -1,11 +1,13 @@
 """One forward of several tasks, each through its own adapters, against peft's own layers, one task at a time."""
 
+import copy
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mtl.data.batching import Batch
@@ -14,7 +16,7 @@ from mtl.distributed import Distributed
 from mtl.gradients import Backward, routing_is_exact
 from mtl.interfaces import Segment
 from mtl.models import FullLayout, LoraLayout
-from mtl.models.lora import Part, RoutedLinear, dropout_mask, round_rate
+from mtl.models.lora import Part, RoutedLinear, add_to_layers, dropout_mask, round_rate, tuner_layers
 from mtl.models.precision import keep_float64
 
 TASKS = 4
@@ -267,3 +269,35 @@ def test_adapters_on_other_layers_than_linear_ones_do_not_route():
     assert not layout.can_route
     backward = Backward(model, layout, Distributed(Accelerator(cpu=True)), max_tokens=100, packing=True, seed=0)
     assert not backward.routes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_added_as_peft_adds_them(dtype):
+    """A fact of peft 0.21: what it does for another adapter is this, and no more."""
+    configs = [
+        LoraConfig(r=rank, lora_alpha=5, lora_dropout=0.1, target_modules=["q_proj", "up_proj"]) for rank in (3, 2, 4)
+    ]
+    found = []
+    for own in (True, False):
+        model = family("llama", dtype)
+        torch.manual_seed(3)
+        first, second, third = (copy.deepcopy(config) for config in configs)
+        peft_model = PeftModel(model, first, adapter_name="a")
+        for adapter, config in (("b", second), ("c", third)):
+            if own:
+                add_to_layers(peft_model, tuner_layers(model), adapter, config)
+            else:
+                peft_model.add_adapter(adapter, config)
+        found.append((peft_model, dict(model.named_parameters())))
+    (own_model, own), (peft_model, expected) = found
+    assert list(own) == list(expected)
+    for name, parameter in own.items():
+        assert parameter.dtype == expected[name].dtype, name
+        assert torch.equal(parameter, expected[name]), name
+        assert parameter.requires_grad == expected[name].requires_grad, name
+    assert {k: c.to_dict() for k, c in own_model.peft_config.items()} == {
+        k: c.to_dict() for k, c in peft_model.peft_config.items()
+    }
+    for layer, other in zip(tuner_layers(own_model), tuner_layers(peft_model), strict=True):
+        assert layer.scaling == other.scaling
+        assert [m.training for m in layer.modules()] == [m.training for m in other.modules()]
