@@ -44,12 +44,14 @@ def describe(run: Run, parts: StageParts, outcome: StepOutcome) -> str:
     """What is not finite: the tasks, and their examples in the step."""
     found = []
     losses = dict(zip(outcome.tasks, outcome.losses_M.tolist(), strict=True))
+    rows_of = {task: [row for t, row in outcome.rows if t == parts.tasks[task]] for task in outcome.tasks}
     bad = [task for task, loss in losses.items() if not math.isfinite(loss)]
-    tasks = bad or tasks_of_bad_gradients(run, parts, outcome)
+    guilty_of = {task: bad_rows(run, parts.tasks[task], rows_of[task]) for task in bad}
+    # A NaN of one task can reach the loss of another, whose example is packed with it behind a mask.
+    tasks = [task for task in bad if guilty_of[task]] or bad or tasks_of_bad_gradients(run, parts, outcome)
     for task in tasks[:MAX_TASKS]:
-        index = parts.tasks[task]
-        rows = [row for t, row in outcome.rows if t == index]
-        guilty = bad_rows(run, index, rows) if task in bad else []
+        index, rows = parts.tasks[task], rows_of[task]
+        guilty = guilty_of.get(task)
         named = [run.data[index].train_locations[row] for row in (guilty or rows)[:MAX_EXAMPLES]]
         more = f" and {len(guilty or rows) - len(named)} more" if len(guilty or rows) > len(named) else ""
         what = (
