@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_DIR ?= outputs/demo
 
-.PHONY: install demo test test-slow test-deepspeed test-all check clean
+.PHONY: install demo bench bench-gpu test test-slow test-deepspeed test-all check clean
 
 install: .venv/installed
 
@@ -16,6 +16,15 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/mtl train experiment=demo output_dir=$(DEMO_DIR) resume_from_checkpoint=auto
+
+# Against TRL and TorchJD, which nothing else needs. Half an hour on two cores.
+bench: install
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks --out benchmarks $(BENCH)
+
+# One GPU; elsewhere BENCH="--device cpu --size tiny" shows that it runs.
+bench-gpu: install
+	$(BIN)/python -m benchmarks.gpu --out benchmarks $(BENCH)
 
 test: install
 	$(BIN)/python -m pytest -q -m "not slow and not full" tests

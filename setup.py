@@ -39,6 +39,7 @@ setup(
         "jiwer>=4",
     ],
     extras_require={
+        "bench": ["trl>=1.16,<2", "torchjd>=0.18,<0.19"],
         "deepspeed": ["deepspeed>=0.19,<0.20"],
         "slurm": SLURM,
         "test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "psutil", "setuptools>=77", *SLURM],

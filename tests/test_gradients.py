@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from transformers.loss.loss_utils import fixed_cross_entropy
 
-from mtl.data.batching import Batch
+from mtl.data.batching import Batch, fill_rows, row_length, stack
 from mtl.data.tokenized import TokenizedExample
 from mtl.distributed import Distributed
 from mtl.gradients import Backward, attach
@@ -203,3 +203,32 @@ def test_a_loss_scale_that_is_a_power_of_two_changes_no_bit(make_model, dtype):
     assert torch.equal(scaled.shared_RN, plain.shared_RN)
     assert torch.equal(scaled.losses_M, plain.losses_M)
     assert all(map(torch.equal, scaled.private, plain.private))
+
+
+@pytest.mark.parametrize("capacity", [30, 60, 200, 10_000])
+def test_rows_are_few_and_equal(capacity):
+    for seed in range(20):
+        examples = random_examples(np.random.default_rng(seed), [9, 4, 12])
+        rows = fill_rows(examples, capacity)
+        assert sorted(id(example) for row in rows for _, example in row) == sorted(id(e) for _, e in examples)
+        lengths = [row_length(row) for row in rows]
+        longest = max(len(example.input_ids) for _, example in examples)
+        assert all(length <= capacity or len(row) == 1 for length, row in zip(lengths, rows, strict=True))
+        assert len(rows) <= 1.25 * -(-sum(lengths) // capacity) + 1 + (longest > capacity) * len(examples)
+        assert max(lengths) - min(lengths) <= longest
+
+
+def test_segments_cover_every_position_of_their_tasks():
+    examples = random_examples(np.random.default_rng(3), [3, 2, 2])
+    rows = [examples[:3], examples[3:4], examples[4:]]
+    micro_batch = stack(rows)
+    ends = [segment.stop for segment in micro_batch.segments]
+    assert [segment.start for segment in micro_batch.segments] == [0, *ends[:-1]]
+    assert ends[-1] == micro_batch.input_ids_BS.numel()
+    task_of_position = np.concatenate([np.full(s.stop - s.start, s.task) for s in micro_batch.segments])
+    assert np.array_equal(task_of_position[micro_batch.keep_BS.flatten().numpy()], micro_batch.label_tasks.numpy())
+    assert micro_batch.boundaries is None
+    packed = stack([examples])
+    assert packed.boundaries.diff().tolist() == [
+        len(example.input_ids) for _, example in sorted(examples, key=lambda pair: pair[0])
+    ]
