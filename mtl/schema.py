@@ -36,7 +36,7 @@ class RunConfig:
     max_row_bytes: float = MISSING
     max_length: int = MISSING
     too_long: str = MISSING
-    micro_batch_tokens: int = MISSING
+    micro_batch_tokens: int | None = MISSING
     eval_micro_batch_tokens: int = MISSING
     packing: bool = MISSING
     mixed_precision: str = MISSING

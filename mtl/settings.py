@@ -184,6 +184,11 @@ class Settings:
             )
 
 
+def micro_batch_tokens(*, use_cpu: bool) -> int:
+    """What suits the device: a CPU gains 5 % by twice as much, for half a gigabyte more; a GPU wants to be filled."""
+    return 2048 if torch.cuda.is_available() and not use_cpu else 512
+
+
 def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: Path) -> Settings:
     """Turns a config into settings and checks them.
 
@@ -197,7 +202,10 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
     """
     output_dir = Path(config["output_dir"]).expanduser() if config["output_dir"] else folder
     cache_dir = Path(config["cache_dir"]).expanduser() if config["cache_dir"] else default_cache_dir()
-    options = Options(**{key: config[key] for key in inspect.signature(Options).parameters})
+    values = {key: config[key] for key in inspect.signature(Options).parameters}
+    if values["micro_batch_tokens"] is None:
+        values["micro_batch_tokens"] = micro_batch_tokens(use_cpu=values["use_cpu"])
+    options = Options(**values)
     tasks = [build(Task, f"tasks.{name}", values, name=name) for name, values in (config["tasks"] or {}).items()]
     check_task_names([task.name for task in tasks])
     known_stages, order = config["stages"] or {}, config["stage_order"]

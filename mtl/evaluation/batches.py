@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 Item = TypeVar("Item")
 
+# SmolLM2-135M on a CPU: 3.9 ms a position in forwards of 32, 2.0 ms in forwards of 256, 1.8 ms in forwards of 1,024.
+WORTH_A_FORWARD = 256
+
 
 class Ranks(Protocol):
     """What an evaluation needs to know of the other ranks; :class:`mtl.distributed.Distributed` has it."""
@@ -58,6 +61,25 @@ def batches_within(lengths: Sequence[int], token_budget: int, rows: Sequence[int
         num_rows += added
     if batch:
         yield batch
+
+
+def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cuts a batch into groups in which no row is more than a quarter padding, the longest first.
+
+    Below ``WORTH_A_FORWARD`` positions a group takes what comes: padding costs less than another forward then.
+
+    Yields:
+        Indices of a group's rows.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[group[0]] if group else 0
+        if 4 * lengths[index] < 3 * longest and len(group) * longest >= WORTH_A_FORWARD:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import fsum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,9 +16,10 @@ from mtl.errors import UserError
 from mtl.evaluation import metrics
 from mtl.evaluation.answers import extract_answer
 from mtl.evaluation.batches import Ranks, evaluating
-from mtl.evaluation.generation import generate_answers, stop_tokens
+from mtl.evaluation.generation import greedy_answers, stop_tokens
 from mtl.evaluation.losses import summed_losses
-from mtl.evaluation.options import option_log_likelihoods
+from mtl.evaluation.options import log_likelihoods
+from mtl.evaluation.prompts import read_batches
 from mtl.evaluation.results import Prediction, TaskEvaluation
 
 if TYPE_CHECKING:
@@ -153,11 +155,10 @@ def _counter(
 
 
 def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], scored: bool) -> TaskEvaluation:
-    texts: list[str] = []
-    if scored and task.scoring == "likelihood":
-        losses, texts = _choose(run, examples)
+    if task.scoring == "none":  # plain text, which has no prompts
+        losses, texts = _losses(run, examples), list[str]()
     else:
-        losses = _losses(run, examples)
+        losses, texts = _losses_and_answers(run, task, examples, scored)
     num_targets = sum(count_targets(example.tokens) for example in examples)
     # fsum rounds once, so the order of the examples cannot matter.
     loss = fsum(losses) / num_targets
@@ -166,7 +167,6 @@ def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], score
 
     answers = texts
     if task.scoring == "generation":
-        texts = _generate(run, task, examples)
         multiline = any("\n" in example.reference.strip() for example in examples)
         answers = [
             extract_answer(text, pattern=task.answer_pattern, options=example.options, multiline=multiline)
@@ -196,58 +196,73 @@ def _losses(run: _Run, examples: Sequence[EvalExample]) -> list[float]:
     )
 
 
-def _choose(run: _Run, examples: Sequence[EvalExample]) -> tuple[list[float], list[str]]:
-    """Each example's negative log-likelihood, and its likeliest option.
+def _losses_and_answers(
+    run: _Run, task: Task, examples: Sequence[EvalExample], scored: bool
+) -> tuple[list[float], list[str]]:
+    """Each example's negative log-likelihood; and, if scored, its likeliest option or the text that the model writes.
 
-    The right answer is one of the options, so its likelihood is known with theirs. Only where the loss counts more than
-    the last answer (several turns), or less than all of it (cut by the length limit), is there another pass.
+    The right answer is one of the candidates, so its likelihood is known with theirs. Only where the loss counts more
+    than the last answer (several turns), or less than all of it (cut by the length limit), is there another pass.
     """
-
-    def choose(own: list[EvalExample]) -> list[list[float]]:
-        return option_log_likelihoods(
-            run.model,
-            [example.prompt_ids for example in own],
-            [example.option_ids or () for example in own],
-            token_budget=run.token_budget,
-            on_batch=run.on_batch,
-            ranks=run.distributed,
-        )
-
-    likelihoods = run.over_ranks(choose, examples)
-    losses = [_loss_of_answer(*pair) for pair in zip(examples, likelihoods, strict=True)]
+    chooses, writes = scored and task.scoring == "likelihood", scored and task.scoring == "generation"
+    candidates = [_candidates(example, options=chooses) for example in examples]
+    stops = stop_tokens(run.model, run.tokenizer, [example.tokens for example in examples])
+    answered = run.over_ranks(partial(_answer, run, task.max_new_tokens if writes else 0, stops, chooses), examples)
+    losses = [
+        _loss_of_answer(example, options, likelihoods)
+        for example, options, (likelihoods, _) in zip(examples, candidates, answered, strict=True)
+    ]
     rest = [i for i, loss in enumerate(losses) if loss is None]
-    uncounted = replace(run, on_batch=lambda num_examples: None)  # they have been, as examples to choose for
+    uncounted = replace(run, on_batch=lambda num_examples: None)  # they have been, with their answers
     for i, loss in zip(rest, _losses(uncounted, [examples[i] for i in rest]), strict=True):
         losses[i] = loss
-    texts = [(e.options or ())[int(np.argmax(values))] for e, values in zip(examples, likelihoods, strict=True)]
+    texts = [text for _, text in answered]
+    if chooses:
+        texts = [(e.options or ())[int(np.argmax(values))] for e, (values, _) in zip(examples, answered, strict=True)]
     return [loss for loss in losses if loss is not None], texts
 
 
-def _loss_of_answer(example: EvalExample, likelihoods: Sequence[float]) -> float | None:
-    """The example's loss, if that is the likelihood of one of its options."""
-    start = len(example.prompt_ids)
+def _answer(
+    run: _Run, max_new_tokens: int, stops: Collection[int], chooses: bool, examples: Sequence[EvalExample]
+) -> list[tuple[list[float], str]]:
+    """The log-likelihood of each example's candidates, and what the model writes. A prompt is read once for both."""
+    candidates = [_candidates(example, options=chooses) for example in examples]
+    likelihoods: list[list[float]] = [[] for _ in examples]
+    texts = [""] * len(examples)
+    for batch, prompts in read_batches(
+        run.model,
+        [example.prompt_ids for example in examples],
+        answer_lengths=[max([max_new_tokens, *map(len, options)]) for options in candidates],
+        rows=[len(options) for options in candidates],
+        token_budget=run.token_budget,
+        ranks=run.distributed,
+    ):
+        found = log_likelihoods(prompts, [candidates[i] for i in batch], ranks=run.distributed)
+        run.on_batch(len(batch))
+        written = [""] * len(batch)
+        if max_new_tokens:
+            tokens = greedy_answers(prompts, max_new_tokens=max_new_tokens, stops=stops, ranks=run.distributed)
+            written = run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            run.on_batch(len(batch))
+        for i, values, text in zip(batch, found, written, strict=True):
+            likelihoods[i], texts[i] = values, text
+    return list(zip(likelihoods, texts, strict=True))
+
+
+def _candidates(example: EvalExample, *, options: bool) -> Sequence[Sequence[int]]:
+    """What to find the likelihood of: all options, or only the right answer."""
+    if options:
+        return example.option_ids or ()
+    answer = tuple(example.tokens.input_ids[len(example.prompt_ids) :].tolist())
+    return (answer or example.prompt_ids[-1:],)  # of an answer that is cut away altogether, anything
+
+
+def _loss_of_answer(
+    example: EvalExample, candidates: Sequence[Sequence[int]], likelihoods: Sequence[float]
+) -> float | None:
+    """The example's loss, if that is the likelihood of one of the candidates."""
+    start, length = len(example.prompt_ids), len(example.tokens.input_ids)
     answer = tuple(example.tokens.input_ids[start:].tolist())
-    if answer not in (example.option_ids or ()) or example.tokens.is_target[:start].any():
+    if answer not in candidates or np.flatnonzero(example.tokens.is_target).tolist() != list(range(start, length)):
         return None
-    return -likelihoods[(example.option_ids or ()).index(answer)]
-
-
-def _generate(run: _Run, task: Task, examples: Sequence[EvalExample]) -> list[str]:
-    """The text that each example's prompt leads to, special tokens removed."""
-    stops = stop_tokens(run.model, run.tokenizer, [example.tokens for example in examples])
-
-    def generate(own: list[EvalExample]) -> list[str]:
-        tokens = generate_answers(
-            run.model,
-            [example.prompt_ids for example in own],
-            max_new_tokens=task.max_new_tokens,
-            stops=stops,
-            token_budget=run.token_budget,
-            on_batch=run.on_batch,
-            ranks=run.distributed,
-        )
-        if not tokens:  # of a rank without examples; transformers makes one text of them
-            return []
-        return run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    return run.over_ranks(generate, examples)
+    return -likelihoods[candidates.index(answer)]

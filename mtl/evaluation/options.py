@@ -1,24 +1,27 @@
 """Choosing among given answers by their likelihood.
 
-Shape suffixes: B prompts, R options of all prompts together, P prompt positions, C continuation positions.
+Shape suffixes: B prompts, R options of all prompts together, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.evaluation.batches import Ranks, batches_within, in_step, pad_left
+from mtl.data.tokenized import TokenizedExample
+from mtl.evaluation.batches import Ranks
+from mtl.evaluation.losses import summed_losses
+from mtl.evaluation.prompts import Prompts, Reading, Tokens, groups_of, read_batches
 from mtl.models.forward import full_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Tokens = Sequence[int]
 
 
 def option_log_likelihoods(
@@ -36,7 +39,7 @@ def option_log_likelihoods(
     answer that it would most often give. A mean per token is no probability of an answer, and favours long options
     whose last tokens follow from their first.
 
-    A prompt is encoded once; its options go on from copies of its cache.
+    A prompt is read once; its options go on from there.
 
     Args:
         model: A causal language model in evaluation mode.
@@ -46,60 +49,68 @@ def option_log_likelihoods(
         on_batch: Told the number of prompts done after each batch.
         ranks: The run's ranks, if each has prompts of its own; with sharded parameters, at least one.
     """
-    lengths = [len(prompt) + max(map(len, choices)) for prompt, choices in zip(prompts, options, strict=True)]
     likelihoods: list[list[float]] = [[] for _ in prompts]
-    # Single tokens need no second forward, unless another rank's do.
-    in_two = ranks is not None and ranks.sharded
-    if ranks is not None and in_two:
-        in_two = max(ranks.gather(max((len(option) for choices in options for option in choices), default=1))) > 1
-    batches = batches_within(lengths, token_budget, rows=[len(choices) for choices in options])
-    for batch in in_step(batches, ranks):
-        chosen = [options[i] for i in batch]
-        flat = _batch_log_likelihoods(model, [prompts[i] for i in batch], chosen, in_two=in_two).tolist()
-        for i in batch:
-            likelihoods[i], flat = flat[: len(options[i])], flat[len(options[i]) :]
+    for batch, read in read_batches(
+        model,
+        prompts,
+        answer_lengths=[max(map(len, choices)) for choices in options],
+        rows=[len(choices) for choices in options],
+        token_budget=token_budget,
+        ranks=ranks,
+    ):
+        found = log_likelihoods(read, [options[i] for i in batch], ranks=ranks)
+        for i, values in zip(batch, found, strict=True):
+            likelihoods[i] = values
         on_batch(len(batch))
     return likelihoods
 
 
-def _batch_log_likelihoods(
-    model: PreTrainedModel, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]], *, in_two: bool
-) -> Tensor:
-    """Log-likelihoods [R] in float64 on the CPU, prompt by prompt; two forwards even of single tokens if ``in_two``."""
-    prompt_BP, mask_BP = pad_left(prompts, model.device)
-    encoded = model(
-        input_ids=prompt_BP,
-        attention_mask=mask_BP,
-        position_ids=(mask_BP.cumsum(1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    owner_R = torch.tensor([i for i, choices in enumerate(options) for _ in choices], device=model.device)
+def log_likelihoods(
+    prompts: Prompts, options: Sequence[Sequence[Tokens]], *, ranks: Ranks | None = None
+) -> list[list[float]]:
+    """The same of one batch; the prompts stay as they are, for something else to go on from."""
+    owners = [i for i, choices in enumerate(options) for _ in choices]
     rows = [option for choices in options for option in choices]
-    first_R = torch.tensor([row[0] for row in rows], device=model.device)
-    losses_R = F.cross_entropy(full_precision(encoded.logits[owner_R, -1]), first_R, reduction="none").cpu().double()
-    if max(map(len, rows)) == 1 and not in_two:
-        return -losses_R
-
-    # The last token is only ever predicted, so a continuation is one token shorter than its option.
-    continuation_RC, label_RC, keep_RC = _continuations(rows, model.device)
-    cache = encoded.past_key_values
-    cache.batch_select_indices(owner_R)
-    logits = model(
-        input_ids=continuation_RC,
-        attention_mask=torch.cat([mask_BP[owner_R], torch.ones_like(continuation_RC)], dim=1),
-        position_ids=mask_BP.sum(1)[owner_R, None] + torch.arange(continuation_RC.shape[1], device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=keep_RC,
-    ).logits
-    token_losses = F.cross_entropy(full_precision(logits), label_RC[keep_RC], reduction="none").cpu().double()
-    return -losses_R.index_add(0, keep_RC.nonzero()[:, 0].cpu(), token_losses)
+    if prompts.read is None:
+        pairs = [(prompts.tokens[i], row) for i, row in zip(owners, rows, strict=True)]
+        flat = iter(_from_the_start(prompts.model, pairs))
+    else:
+        flat = iter(_going_on(*prompts.read, owners, rows, ranks).tolist())
+    return [list(islice(flat, len(choices))) for choices in options]
 
 
-def _continuations(rows: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, their next tokens, and where both are real, each [R, C]; padded on the right."""
-    length = max(1, max(map(len, rows)) - 1)
-    padded = torch.tensor([list(row) + [0] * (length + 1 - len(row)) for row in rows], device=device)
-    num_inputs_R = torch.tensor([len(row) - 1 for row in rows], device=device)
-    return padded[:, :-1], padded[:, 1:], torch.arange(length, device=device) < num_inputs_R[:, None]
+def _going_on(
+    reading: Reading, logits_BV: Tensor, owners: Sequence[int], rows: Sequence[Tokens], ranks: Ranks | None
+) -> Tensor:
+    """Log-likelihoods [R] in float64 on the CPU."""
+    owner_R = torch.tensor(owners, device=logits_BV.device)
+    losses_R = _token_losses(logits_BV[owner_R], [row[0] for row in rows])
+    # The last token is only ever predicted, so single ones need no second forward, unless another rank's do.
+    in_step = ranks is not None and ranks.sharded
+    longer = [r for r, row in enumerate(rows) if len(row) > 1 or in_step]
+    inputs = [rows[r][:-1] or rows[r] for r in longer]
+    for group in groups_of(inputs, ranks):
+        chosen = [longer[i] for i in group]
+        targets = [rows[r][1:] for r in chosen]
+        logits_KV = reading.rows(owner_R[chosen]).read([inputs[i] for i in group], [len(t) for t in targets])
+        row_K = torch.tensor([r for r, t in zip(chosen, targets, strict=True) for _ in t], dtype=torch.long)
+        losses_R.index_add_(0, row_K, _token_losses(logits_KV, [token for t in targets for token in t]))
+    return -losses_R
+
+
+def _token_losses(logits_KV: Tensor, tokens: Sequence[int]) -> Tensor:
+    target_K = torch.tensor(tokens, dtype=torch.long, device=logits_KV.device)
+    return F.cross_entropy(full_precision(logits_KV), target_K, reduction="none").cpu().double()
+
+
+def _from_the_start(model: PreTrainedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+    """Log-likelihoods from whole sequences, in one forward: exact whatever a model keeps of what it has read."""
+    examples = [
+        TokenizedExample(
+            np.array([*prompt, *option], dtype=np.int32), np.arange(len(prompt) + len(option)) >= len(prompt)
+        )
+        for prompt, option in pairs
+    ]
+    token_budget = len(examples) * max(len(example.input_ids) for example in examples)
+    losses = summed_losses(model, examples, token_budget=token_budget, on_batch=lambda num_examples: None)
+    return [-loss for loss in losses]

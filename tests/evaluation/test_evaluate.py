@@ -167,10 +167,18 @@ def test_a_model_that_says_nothing_is_wrong_everywhere(
         assert len(evaluation.predictions) == evaluation.num_examples == len(rows)
 
 
+def test_a_prompt_is_read_once_for_loss_and_answer(model, tokenizer, make_data, alone, no_adapters, watch):
+    data = make_data([("q" * 40 + end, "answer", None) for end in "abc"], max_new_tokens=3)
+    shapes = watch(model)
+    evaluate(model, tokenizer, no_adapters, [data], distributed=alone, **SETTINGS)
+    own = len(data.val[0].prompt_ids) - 41  # what all share: the user token and 40 letters
+    assert shapes == [(1, 41), (3, own), (3, 6), (3, 1), (3, 1)]
+
+
 def test_loss_only(model, tokenizer, tasks, alone, no_adapters):
     whole = evaluate(model, tokenizer, no_adapters, tasks, distributed=alone, **SETTINGS)
     fast = evaluate(model, tokenizer, no_adapters, tasks, distributed=alone, **(SETTINGS | {"predict": False}))
-    assert [e.loss for e in fast] == [e.loss for e in whole]
+    assert [e.loss for e in fast] == pytest.approx([e.loss for e in whole], rel=1e-12)
     assert all(e.score is None and not e.predictions for e in fast)
 
 

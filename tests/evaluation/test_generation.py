@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from mtl.data.tokenized import TokenizedExample
-from mtl.evaluation.batches import batches_within, evaluating, pad_left
+from mtl.evaluation.batches import batches_within, evaluating, of_similar_length, pad_left
 from mtl.evaluation.generation import generate_answers, stop_tokens
+from mtl.evaluation.prompts import cache_may_hold_padding
+
+KINDS = ("gpt2", "lfm2", "llama", "mistral", "qwen2")
 
 
 def ignore(num_examples):
@@ -42,6 +46,71 @@ def test_batched_equals_one_by_one(any_model, prompts, token_budget):
     assert answers == expected
     assert len({tuple(answer) for answer in answers}) > 1
     assert sum(done) == len(prompts)
+
+
+@pytest.mark.parametrize("token_budget", [1, 200, 10_000])
+def test_exact_under_a_shared_beginning(any_model, encode, token_budget):
+    prompts = [encode(f"what all begin with{end}") for end in ("", " and more", " and yet a good deal more", "?", "?")]
+    with evaluating(any_model):
+        expected = [greedy(any_model, prompt, 12) for prompt in prompts]
+        stops = {expected[0][3], expected[2][8]}
+        for ends in ((), stops):
+            answers = generate_answers(
+                any_model, prompts, max_new_tokens=12, stops=ends, token_budget=token_budget, on_batch=ignore
+            )
+            assert answers == [greedy(any_model, prompt, 12, ends) for prompt in prompts]
+
+
+def test_prompts_of_different_lengths_are_not_padded_to_the_longest(model, watch):
+    shapes = watch(model)
+    prompts = [[5] * 10, [6] * 300, [7] * 9, [8] * 280]
+    with evaluating(model):
+        answers = generate_answers(model, prompts, max_new_tokens=3, stops=(), token_budget=10_000, on_batch=ignore)
+        assert shapes == [(2, 300), (2, 10), (4, 1), (4, 1)]
+        assert answers == [greedy(model, prompt, 3) for prompt in prompts]
+
+
+def test_rows_that_have_stopped_cost_nothing_more(model, prompts, watch):
+    with evaluating(model):
+        free = [greedy(model, prompt, 12) for prompt in prompts]
+        stops = {tokens[place] for tokens, place in zip(free, (11, 1, 4, 0, 6, 0, 2), strict=True)}
+        expected = [greedy(model, prompt, 12, stops) for prompt in prompts]
+        shapes = watch(model)
+        answers = generate_answers(model, prompts, max_new_tokens=12, stops=stops, token_budget=10_000, on_batch=ignore)
+    assert answers == expected
+    rows = [rows for rows, length in shapes[3:] if length == 1]  # the prompts' shared beginning, two groups, answers
+    assert len(rows) == min(11, max(map(len, answers)))
+    for step, num_rows in enumerate(rows, 1):
+        writing = sum(len(answer) >= step for answer in answers)
+        assert writing <= num_rows < max(4 / 3 * writing + 1, 2)
+
+
+def test_ranks_in_step_go_on_until_the_slowest_has_its_answers(model, prompts, watch):
+    """The other rank writes three tokens more than this one."""
+    with evaluating(model):
+        stops = {greedy(model, prompt, 5)[4] for prompt in prompts}
+        expected = [greedy(model, prompt, 5, stops) for prompt in prompts]
+        num_forwards = max(map(len, expected)) + 3
+        others = iter([1, 99, 0, *[True] * num_forwards, False])
+        ranks = SimpleNamespace(rank=0, world_size=2, sharded=True, gather=lambda value: [value, next(others)])
+        shapes = watch(model)
+        settings = {"max_new_tokens": 30, "stops": stops, "token_budget": 10_000, "on_batch": ignore}
+        assert generate_answers(model, prompts, **settings, ranks=ranks) == expected
+    assert next(others, None) is None
+    assert len(shapes) == 1 + num_forwards
+
+
+def test_whose_cache_may_hold_padding(build_model):
+    may = {kind: cache_may_hold_padding(build_model(kind), 100) for kind in (*KINDS, "mpt")}
+    assert may == {"gpt2": True, "lfm2": False, "llama": True, "mistral": False, "qwen2": True, "mpt": False}
+    assert [cache_may_hold_padding(build_model("qwen2"), length) for length in (199, 200)] == [True, False]
+
+
+def test_groups_of_similar_length():
+    lengths = [10, 100, 90, 74, 75, 12, 99, 8]
+    groups = list(of_similar_length(lengths))
+    assert groups == [[1, 6, 2, 4], [3, 5, 0, 7]]  # 74 positions are few enough to add short ones to
+    assert list(of_similar_length([])) == []
 
 
 def test_the_budget_counts_the_answers(model):
