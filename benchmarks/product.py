@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ class Training:
         state = self.run.state
         before = sum(state.examples_seen_T), state.tokens, sum(state.target_tokens_T)
         self.parts.num_steps = state.stage_step + 1  # the loop goes as far as that
-        train(self.run, self.parts)
+        # Training mode is set once a stage, not once a step.
+        with mock.patch.object(self.run.model, "train") if index else nullcontext():
+            train(self.run, self.parts)
         after = sum(state.examples_seen_T), state.tokens, sum(state.target_tokens_T)
         names = ("num_examples", "num_tokens", "num_targets")
         return {name: new - old for name, old, new in zip(names, before, after, strict=True)}

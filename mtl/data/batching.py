@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import heapreplace
 from typing import TYPE_CHECKING
 
@@ -71,12 +72,12 @@ class Batch:
     examples: Sequence[tuple[int, TokenizedExample]]
     num_tasks: int
 
-    @property
+    @cached_property
     def counts_T(self) -> np.ndarray:
         """Examples of each task in the step."""
         return np.bincount([task for task, _ in self.examples], minlength=self.num_tasks)
 
-    @property
+    @cached_property
     def num_targets_T(self) -> np.ndarray:
         """Target tokens of each task in the step, over all ranks."""
         num_targets_T = np.zeros(self.num_tasks, dtype=np.int64)
