@@ -196,21 +196,21 @@ def execute(settings: Settings, output_dir: str | None, *, debug: bool) -> None:
         forget_accelerator()
 
 
-@garbage.collection_paused()  # it imports torch and transformers
 def settings_of(config: DictConfig, folder: Path) -> Settings:
     """The settings that a config means; ``folder`` is for the output where the config names none.
 
     Raises:
         UserError: A value breaks a rule.
     """
-    from mtl.settings import settings_from
-
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if build(Launch, "launch", plain["launch"]).cpu:
         plain["use_cpu"] = True
     names = list(plain["tasks"] or {})
-    makers = {group: maker(group, config[group], names) for group in SUPPLIED}
-    return settings_from(plain, makers, folder)
+    with garbage.collection_paused():  # torch and transformers are imported here
+        from mtl.settings import settings_from
+
+        makers = {group: maker(group, config[group], names) for group in SUPPLIED}
+        return settings_from(plain, makers, folder)
 
 
 def report(error: Exception, *, debug: bool) -> int:

@@ -257,9 +257,9 @@ def test_the_real_step_is_cut_in_many_ways(batch_and_tokenizer):
         shapes.add(tuple(part.input_ids_BS.shape for part in parts))
         packed += any(part.position_ids_BS is not None for part in parts)
         mixed += any(len(part.tasks) > 1 for part in parts)
-    assert len(shapes) == 5  # 400 tokens hold any one task's examples
+    assert len(shapes) == len(CUTS)
     assert packed == 3
-    assert mixed == 3
+    assert mixed == 6
 
 
 def test_real_examples_cut_anyhow(references, batch_and_tokenizer):
