@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 
-from mtl import garbage
 from mtl.checkpoint import Checkpoint, discard_after
 from mtl.data.cursors import TaskCursors
 from mtl.data.loading import TaskData, load_tasks
@@ -49,7 +48,6 @@ class Prepared:
     model_fingerprint: str
 
 
-@garbage.collection_paused()
 def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> Prepared:
     """Loads data, model and checkpoint, and puts the parts together; writes nothing before all of it is found good."""
     options = settings.options

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mtl import garbage, mistakes, ranks, usage
+from mtl import mistakes, ranks, usage
 from mtl.construct import Maker, build, did_you_mean
 from mtl.errors import Stopped, UserError
 from mtl.launch import JobFailed, Launch, RankFailed, new_folder, run_processes
@@ -202,15 +202,14 @@ def settings_of(config: DictConfig, folder: Path) -> Settings:
     Raises:
         UserError: A value breaks a rule.
     """
+    from mtl.settings import settings_from
+
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if build(Launch, "launch", plain["launch"]).cpu:
         plain["use_cpu"] = True
     names = list(plain["tasks"] or {})
-    with garbage.collection_paused():  # torch and transformers are imported here
-        from mtl.settings import settings_from
-
-        makers = {group: maker(group, config[group], names) for group in SUPPLIED}
-        return settings_from(plain, makers, folder)
+    makers = {group: maker(group, config[group], names) for group in SUPPLIED}
+    return settings_from(plain, makers, folder)
 
 
 def report(error: Exception, *, debug: bool) -> int:

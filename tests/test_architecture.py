@@ -12,7 +12,7 @@ PACKAGE = Path(mtl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A part may import those above it, and itself.
 ORDER = [
-    ("errors", "usage", "memo", "garbage"),
+    ("errors", "usage", "memo"),
     ("interfaces",),
     ("interrupt", "loss_scale"),
     ("tasks", "samplers", "weighters", "surgery", "distributed", "checkpoint", "construct", "overrides", "schema"),

@@ -92,13 +92,13 @@ def test_cutting_a_step_differently_stays_within_five_times_float32_s_own_error(
     """The reference is float64; the error that counts is that of the plain padded pass."""
     generator = np.random.default_rng(0)
     examples = []
-    for task, length in ((0, 40), (0, 12), (1, 60), (1, 25)):
+    for index, length in enumerate((40, 12, 60, 25, 33, 18, 51, 29, 37, 22, 14, 45)):
         ids = generator.integers(0, 49152, length).astype(np.int32)
-        examples.append((task, TokenizedExample(ids, np.arange(length) >= length - 5)))
+        examples.append((index // 2, TokenizedExample(ids, np.arange(length) >= length - 5)))
 
     def rows(dtype, max_tokens, packing):
         model = load_model(ModelSettings(SETTINGS.name_or_path, dtype=dtype), default_cache_dir())
-        layout = LoraLayout(model, 2, lora_r=2, lora_dropout=0.0)
+        layout = LoraLayout(model, 6, lora_r=2, lora_dropout=0.0)
         values = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in layout.parameters():
@@ -106,18 +106,17 @@ def test_cutting_a_step_differently_stays_within_five_times_float32_s_own_error(
         backward = Backward(
             model, layout, Distributed(Accelerator(cpu=True)), max_tokens=max_tokens, packing=packing, seed=0
         )
-        result = backward(Batch(examples, 2), torch.ones(2), step=0, apart=True)
+        result = backward(Batch(examples, 6), torch.ones(6), step=0, apart=True)
         return result.shared_RN.double(), result.losses_M
 
     exact, exact_losses = rows("float64", 10_000, False)
     plain, plain_losses = rows("float32", 10_000, False)
     for max_tokens, packing in ((64, False), (10_000, True)):
         cut, losses = rows("float32", max_tokens, packing)
-        for row in range(2):
+        for row in range(6):
             assert (cut[row] - plain[row]).norm() <= 5 * (plain[row] - exact[row]).norm()
-        # On five tokens the plain pass can be nearer to float64 than a loss of 13 can be written down in float32.
-        own_error = max((plain_losses - exact_losses).abs().max(), torch.finfo(torch.float32).eps * plain_losses.max())
-        assert (losses - plain_losses).abs().max() <= 5 * own_error
+        # Of all tasks together: a single loss of 13 is met to the last bit of float32 by chance.
+        assert (losses - plain_losses).norm() <= 5 * (plain_losses - exact_losses).norm()
 
 
 def real_step(tokenizer, cache_dir):

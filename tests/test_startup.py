@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import subprocess
@@ -22,7 +21,6 @@ from mtl.cli import main
 from mtl.data import loading, sources
 from mtl.data.loading import load_task, load_tasks
 from mtl.evaluation import base_cache
-from mtl.garbage import collection_paused
 from mtl.models import load
 from mtl.models.load import ModelSettings, dequantized, fingerprint, load_fingerprinted
 from mtl.tasks.task import Task
@@ -234,26 +232,6 @@ def test_the_tokenizer_is_hashed_once_for_all_tasks(tmp_path, tiny_tokenizer, ma
     tasks = [Task(name, str(path)) for name in ("a", "b", "c")]
     loaded = load_tasks(tasks, tiny_tokenizer, max_length=200, seed=0, cache_dir=tmp_path)
     assert ([data.task.name for data in loaded], len(hashed)) == (["a", "b", "c"], 1)
-
-
-def test_the_garbage_collector_comes_back():
-    @collection_paused()
-    def start(fails):
-        assert not gc.isenabled()
-        if fails:
-            raise KeyError
-
-    start(False)
-    assert gc.isenabled()
-    with pytest.raises(KeyError):
-        start(True)
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        start(False)
-        assert not gc.isenabled()  # as it was found
-    finally:
-        gc.enable()
 
 
 @pytest.fixture

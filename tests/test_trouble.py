@@ -203,7 +203,7 @@ def test_a_folder_that_is_gone_is_one_line(command, capsys, monkeypatch, tmp_pat
     ],
 )
 def test_out_of_memory_says_what_to_lower(prepared_options, error):
-    message = r"micro_batch_tokens=512.*gradient_checkpointing"
+    message = r"micro_batch_tokens=384.*gradient_checkpointing"
     with pytest.raises(RankError, match=message) as raised, explained_memory(prepared_options):
         raise error
     assert "\n" not in str(raised.value)

@@ -124,7 +124,7 @@ def test_another_environment_is_warned_of(tmp_path, command, capsys, interrupted
         *("max_steps=2", "resume_from_checkpoint=auto", "micro_batch_tokens=100"),
     )
     said = capsys.readouterr().out
-    assert "resuming where micro_batch_tokens was 512, is 100" in said
+    assert "resuming where micro_batch_tokens was 384, is 100" in said
     assert "not bit for bit" in said
 
 

@@ -27,12 +27,11 @@ def cosine_error(found: Tensor, rows: Tensor) -> float:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)]
 )
-@pytest.mark.parametrize(("piece", "batch_elements"), [(1, 1), (3, 10), (10, 7 * 30), (101, 2**10), (1024, 2**22)])
+@pytest.mark.parametrize("piece", [1, 3, 10, 101, 2**13])
 def test_is_the_product_however_it_is_cut(
-    dtype: torch.dtype, tolerance: float, piece: int, batch_elements: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MODULE, "PIECE", piece)
-    monkeypatch.setattr(MODULE, "BATCH_ELEMENTS", batch_elements)
     rows = random_rows(7, 101, dtype)
     found = gramian(rows)
     assert found.dtype == torch.float64
@@ -62,7 +61,6 @@ class Float64Sizes(TorchDispatchMode):
 
 def test_makes_no_float64_copy_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "PIECE", 8)
-    monkeypatch.setattr(MODULE, "BATCH_ELEMENTS", 64)
     rows = random_rows(4, 1_000, torch.float32)
     with Float64Sizes() as sizes:
         gramian(rows)
@@ -71,7 +69,7 @@ def test_makes_no_float64_copy_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("num_rows", [1, 3, 64])
 def test_full_size_rows_with_a_rest(num_rows: int) -> None:
-    rows = random_rows(num_rows, MODULE.BATCH_ELEMENTS // num_rows * 2 + 777, torch.float32)
+    rows = random_rows(num_rows, 100 * MODULE.PIECE + 777, torch.float32)
     assert cosine_error(gramian(rows), rows) < 1e-7
 
 
