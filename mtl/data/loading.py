@@ -132,7 +132,7 @@ def load_tasks(
     """Reads, checks, splits, renders and tokenizes the tasks' data.
 
     Tokens are cached as ``<cache_dir>/tokens/<fingerprint>.safetensors``, by content. What else is known of the rows
-    is kept in ``<cache_dir>/tasks`` for as long as the source files stay untouched (:class:`mtl.FileMemo`), so
+    is kept in ``<cache_dir>/tasks`` for as long as the source files stay untouched (:class:`mtl.memo.FileMemo`), so
     that the next run reads neither them nor what is in them again. Data sets on the Hub are read every time.
 
     Args:

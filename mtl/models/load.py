@@ -135,7 +135,7 @@ def load_model(settings: ModelSettings, cache_dir: Path) -> nn.Module:
 def load_fingerprinted(settings: ModelSettings, cache_dir: Path) -> tuple[nn.Module, str]:
     """The model as :func:`load_model` gives it, and its :func:`fingerprint`.
 
-    Of a folder whose files stay untouched (:class:`mtl.FileMemo`) the weights are hashed once. Those of a hub id,
+    Of a folder whose files stay untouched (:class:`mtl.memo.FileMemo`) the weights are hashed once. Those of a hub id,
     and of a model with code of its own, are hashed every time.
 
     Raises:
