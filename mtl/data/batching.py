@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from heapq import heapreplace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,25 +124,41 @@ Row = list[tuple[int, "TokenizedExample"]]
 
 
 def fill_rows(examples: Sequence[tuple[int, TokenizedExample]], capacity: int) -> list[Row]:
-    """Packs examples into rows of at most ``capacity`` positions, as few and as equal in length as it finds.
+    """Packs examples into rows of at most ``capacity`` positions, as few as it finds.
 
-    Longest first, each goes to the shortest row. A longer example than the capacity has a row of its own; with a
-    capacity of 0 every example has.
+    Where as few rows allow it, a task's examples stay together, so that what belongs to a task alone (its adapter, its
+    gradient) is computed in few large pieces. A longer example than the capacity has a row of its own; with a capacity
+    of 0 every example has.
     """
     if capacity == 0:
         return [[pair] for pair in examples]
-    by_length = sorted(examples, key=lambda pair: -len(pair[1].input_ids))
-    num_rows = max(1, -(-row_length(by_length) // capacity))
+    longest_first = sorted(examples, key=lambda pair: -len(pair[1].input_ids))
+    by_task: dict[int, Row] = {}
+    for pair in longest_first:
+        by_task.setdefault(pair[0], []).append(pair)
+    together, apart = sorted(by_task.values(), key=row_length, reverse=True), [[pair] for pair in longest_first]
+    num_rows = max(1, -(-row_length(longest_first) // capacity))
     while True:
-        rows: list[Row] = [[] for _ in range(num_rows)]
-        shortest = [(0, index) for index in range(num_rows)]  # a heap of lengths
-        for pair in by_length:
-            length, index = shortest[0]
-            rows[index].append(pair)
-            heapreplace(shortest, (length + len(pair[1].input_ids), index))
-        if all(len(row) <= 1 or row_length(row) <= capacity for row in rows):
-            return [row for row in rows if row]
+        for groups in (together, apart):
+            rows = dealt(groups, num_rows, capacity)
+            if all(len(row) <= 1 or row_length(row) <= capacity for row in rows):
+                return [row for row in rows if row]
         num_rows += 1
+
+
+def dealt(groups: Sequence[Row], num_rows: int, capacity: int) -> list[Row]:
+    """Deals examples to rows, each to that of the one before it in its group or, without room, to the shortest."""
+    rows: list[Row] = [[] for _ in range(num_rows)]
+    lengths = [0] * num_rows
+    for group in groups:
+        index = None
+        for pair in group:
+            length = len(pair[1].input_ids)
+            if index is None or lengths[index] + length > capacity:
+                index = lengths.index(min(lengths))
+            rows[index].append(pair)
+            lengths[index] += length
+    return rows
 
 
 def row_length(row: Row) -> int:

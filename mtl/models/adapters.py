@@ -139,21 +139,21 @@ class LoraLayout:
             rows: The row of each task.
             private: Takes the flat gradient of each task's private parameters.
         """
-        from mtl.models.lora import Part
+        from mtl.models.lora import Target, make_blocks
 
-        own: dict[str, list[Segment]] = {}
-        for segment in segments:
-            own.setdefault(private_adapter(segment.task), []).append(segment)
-        parts = [Part.of(SHARED, shared_RN, segments, rows)] if SHARED in self._parameters else []
-        for adapter, members in own.items():
-            if adapter in self._parameters:
-                task = members[0].task
-                parts.append(Part.of(adapter, private[task][None], members, {task: 0}))
-        self._route.parts = parts
+        rows_N = list(shared_RN)
+        targets = {
+            task: [
+                Target(adapter, rows_N[rows[task]] if adapter == SHARED else private[task])
+                for adapter in self._adapters_of(task)
+            ]
+            for task in {segment.task for segment in segments}
+        }
+        self._route.blocks = make_blocks(segments, targets)
         try:
             yield
         finally:
-            self._route.parts = None
+            self._route.blocks = None
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters that every task trains."""

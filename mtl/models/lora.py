@@ -4,12 +4,13 @@ When it trains, peft runs one set of adapters at a time. Here every position x o
 
     y = W0 x + sum_k s_k B_k A_k d(x),   over the adapters k of the position's task,
 
-with one dropout d for all of them, as in the single adapter that they are joined to for export. The backward adds the
-gradients of A_k and B_k straight to where the caller wants them: those of a shared adapter to a row for each task.
-Since a position belongs to one task, all rows together cost the FLOPs of the gradient of their sum.
+with one dropout d for all of them, as in the single adapter that they are joined to for export. The adapters of a
+position act as one of the sum of their ranks, since thin matrix products take as long as those of twice the rank. The
+backward adds the gradients of A_k and B_k straight to where the caller wants them: those of a shared adapter to a row
+for each task. Since a position belongs to one task, all rows together cost the FLOPs of the gradient of their sum.
 
 Shape suffixes: P positions (the rows of a micro-batch one after the other), I inputs and O outputs of a layer, r rank,
-R rows of gradients, N parameters of an adapter.
+N parameters of an adapter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,68 +31,77 @@ from mtl.errors import UserError
 from mtl.interfaces import Segment
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one adapter does in a forward, and where its gradient goes.
-
-    Args:
-        adapter: peft's name.
-        gradients_RN: The backward adds to it.
-        spans: Positions that the adapter acts on, as (start, stop).
-        row_spans: The same positions by their row of ``gradients_RN``, as (row, start, stop).
-    """
+class Target(NamedTuple):
+    """An adapter by peft's name, and the flat gradient that a backward adds to."""
 
     adapter: str
-    gradients_RN: Tensor
-    spans: Sequence[tuple[int, int]]
-    row_spans: Sequence[tuple[int, int, int]]
-
-    @classmethod
-    def of(cls, adapter: str, gradients_RN: Tensor, segments: Sequence[Segment], rows: Mapping[int, int]) -> Part:
-        """The part of an adapter that acts on all of ``segments``; ``rows`` gives each task's row."""
-        row_spans = merged([(rows[segment.task], segment.start, segment.stop) for segment in segments])
-        spans = merged([(0, segment.start, segment.stop) for segment in segments])
-        return cls(adapter, gradients_RN, [(start, stop) for _, start, stop in spans], row_spans)
+    gradient_N: Tensor
 
 
-def merged(row_spans: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Joins neighbours of one row: fewer and larger matrix products."""
-    joined: list[tuple[int, int, int]] = []
-    for row, start, stop in row_spans:
-        if joined and (joined[-1][0], joined[-1][2]) == (row, start):
-            start = joined.pop()[1]
-        joined.append((row, start, stop))
-    return joined
+class Span(NamedTuple):
+    """Positions with the same targets."""
+
+    start: int
+    stop: int
+    targets: Sequence[Target]
+
+
+class Block(NamedTuple):
+    """Neighbouring positions that pass through the same adapters: matrix products of a forward."""
+
+    adapters: tuple[str, ...]
+    spans: Sequence[Span]
+
+    @property
+    def positions(self) -> slice:
+        """Of the micro-batch."""
+        return slice(self.spans[0].start, self.spans[-1].stop)
+
+
+def make_blocks(segments: Sequence[Segment], targets: Mapping[int, Sequence[Target]]) -> list[Block]:
+    """The fewest blocks and spans for ``segments``, given each task's targets."""
+    blocks: list[Block] = []
+    for task, start, stop in segments:
+        span = Span(start, stop, targets[task])
+        adapters = tuple(target.adapter for target in span.targets)
+        if not blocks or blocks[-1].positions.stop != start or blocks[-1].adapters != adapters:
+            blocks.append(Block(adapters, [span]))
+            continue
+        spans = list(blocks[-1].spans)
+        if all(a.gradient_N is b.gradient_N for a, b in zip(spans[-1].targets, span.targets, strict=True)):
+            span = Span(spans.pop().start, stop, span.targets)
+        blocks[-1] = Block(adapters, [*spans, span])
+    return blocks
 
 
 class Route:
-    """The parts of the forwards to come, the same for all layers; ``None``: peft's own forward."""
+    """The blocks of the forwards to come, the same for all layers; ``None``: peft's own forward."""
 
     def __init__(self) -> None:
-        self.parts: Sequence[Part] | None = None
+        self.blocks: Sequence[Block] | None = None
         # What autograd calls the layers' backward for: the parameters themselves stay out of its graph, and so do the
         # hooks on them.
         self.anchor = torch.empty(0, requires_grad=True)
 
 
 class RoutedLinear(Linear):
-    """peft's LoRA of a linear layer, with another forward while its route has parts."""
+    """peft's LoRA of a linear layer, with another forward while its route has blocks."""
 
     route: Route
     offsets: dict[str, tuple[int, int]]  # where in an adapter's N parameters those of A and of B begin
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """The layer's output."""
-        parts = self.route.parts
-        if parts is None:
+        blocks = self.route.blocks
+        if blocks is None:
             return super().forward(x, *args, **kwargs)
         y: Tensor = self.base_layer(x)
         # In the adapters' dtype, or that of autocast, as peft's own layer computes.
         autocast = torch.is_autocast_enabled(y.device.type)
         dtype = torch.get_autocast_dtype(y.device.type) if autocast else None
-        dropout: nn.Module = self.lora_dropout[parts[0].adapter]
+        dropout: nn.Module = self.lora_dropout[blocks[0].adapters[0]]
         rate = round_rate(dropout.p) if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        factors = [Factors.of(self, part, dtype) for part in parts]
+        factors = [Factors.of(self, block, dtype) for block in blocks]
         output: Tensor = _AddProducts.apply(self.route.anchor, y, x, factors, rate)  # type: ignore[no-untyped-call]
         return output
 
@@ -108,36 +118,51 @@ def route_layer(layer: Any, route: Route, parameters: Mapping[str, Sequence[nn.P
         layer.offsets[adapter] = (start_of[id(weights[0])], start_of[id(weights[1])])
 
 
+Product = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Factors:
-    """The matrices of a part in one layer, A [r, I] and B [O, r]."""
+    """A block's adapters in one layer, as a single one of the sum of their ranks: ``scaling * b_Or @ a_rI``."""
 
-    part: Part
+    block: Block
     a_rI: Tensor
     b_Or: Tensor
     scaling: float
-    offsets: tuple[int, int]
+    ranks: Sequence[int]
+    scalings: Sequence[float]
+    offsets: Sequence[tuple[int, int]]
 
     @classmethod
-    def of(cls, layer: Any, part: Part, dtype: torch.dtype | None) -> Factors:  # noqa: ANN401
-        """Those of a part in a layer of peft, in another dtype than their own if one is given."""
-        a_rI, b_Or = layer.lora_A[part.adapter].weight.detach(), layer.lora_B[part.adapter].weight.detach()
-        return cls(
-            part,
-            a_rI.to(dtype or a_rI.dtype),
-            b_Or.to(dtype or b_Or.dtype),
-            layer.scaling[part.adapter],
-            layer.offsets[part.adapter],
-        )
+    def of(cls, layer: Any, block: Block, dtype: torch.dtype | None) -> Factors:  # noqa: ANN401
+        """Those of a layer of peft, in another dtype than their own if one is given."""
+        adapters = block.adapters
+        all_a = [layer.lora_A[adapter].weight.detach() for adapter in adapters]
+        all_b = [layer.lora_B[adapter].weight.detach() for adapter in adapters]
+        ranks, scalings = [len(a) for a in all_a], [layer.scaling[adapter] for adapter in adapters]
+        if len(adapters) > 1:
+            all_b = [b if s == scalings[0] else b * (s / scalings[0]) for b, s in zip(all_b, scalings, strict=True)]
+            all_a, all_b = [torch.cat(all_a)], [torch.cat(all_b, dim=1)]
+        a_rI, b_Or = all_a[0].to(dtype or all_a[0].dtype), all_b[0].to(dtype or all_b[0].dtype)
+        return cls(block, a_rI, b_Or, scalings[0], ranks, scalings, [layer.offsets[adapter] for adapter in adapters])
 
-    def gradients(self, row: int) -> tuple[Tensor, Tensor]:
-        """Where a row's gradients of A and B are summed."""
-        row_N = self.part.gradients_RN[row]
-        start_a, start_b = self.offsets
-        return (
-            row_N[start_a : start_a + self.a_rI.numel()].view_as(self.a_rI),
-            row_N[start_b : start_b + self.b_Or.numel()].view_as(self.b_Or),
-        )
+    def add_gradients(self, span: Span, of_a: Product, of_b: Product, keep_rate: float) -> None:
+        """Adds those of a span to its targets, given as products [r, P] @ [P, I] and [O, P] @ [P, r]."""
+        parts = []
+        num_inputs, num_outputs = self.a_rI.shape[1], self.b_Or.shape[0]
+        for target, rank, (start_a, start_b) in zip(span.targets, self.ranks, self.offsets, strict=True):
+            a_N = target.gradient_N[start_a : start_a + rank * num_inputs]
+            b_N = target.gradient_N[start_b : start_b + rank * num_outputs]
+            parts.append((a_N.view(rank, num_inputs), b_N.view(num_outputs, rank)))
+        if len(parts) == 1:
+            add_product(parts[0][0], of_a)
+            add_product(parts[0][1], of_b, self.scaling / keep_rate)
+            return
+        each_a = torch.mm(*of_a).split(self.ranks)
+        each_b = torch.mm(*of_b).split(self.ranks, dim=1)
+        for (sum_a, sum_b), a, b, scaling in zip(parts, each_a, each_b, self.scalings, strict=True):
+            sum_a.add_(a)
+            sum_b.add_(b, alpha=scaling / keep_rate)
 
 
 class _AddProducts(torch.autograd.Function):
@@ -152,10 +177,9 @@ class _AddProducts(torch.autograd.Function):
         y_PO = y.view(-1, y.shape[-1]).to(dtype)  # a copy only if the dtype is another
         hidden = []
         for factor in factors:
-            hidden_Pr = x_PI.new_empty(len(x_PI), len(factor.a_rI))
-            for start, stop in factor.part.spans:
-                torch.mm(dropped_PI[start:stop], factor.a_rI.T, out=hidden_Pr[start:stop])
-                y_PO[start:stop].addmm_(hidden_Pr[start:stop], factor.b_Or.T, alpha=factor.scaling / (1 - rate))
+            positions = factor.block.positions
+            hidden_Pr = dropped_PI[positions] @ factor.a_rI.T
+            y_PO[positions].addmm_(hidden_Pr, factor.b_Or.T, alpha=factor.scaling / (1 - rate))
             hidden.append(hidden_Pr)
         ctx.save_for_backward(x_PI, mask_PI, *hidden)
         ctx.factors, ctx.rate, ctx.x_like = factors, rate, (x.shape, x.dtype)
@@ -171,17 +195,15 @@ class _AddProducts(torch.autograd.Function):
         dropped_PI = x_PI if mask_PI is None else x_PI * mask_PI
         gradient_PI = torch.zeros_like(x_PI) if ctx.needs_input_grad[2] else None
         for factor, hidden_Pr in zip(ctx.factors, hidden, strict=True):
-            scaling = factor.scaling / (1 - ctx.rate)
-            gradient_Pr = torch.empty_like(hidden_Pr)
-            for start, stop in factor.part.spans:
-                torch.mm(gradient_PO[start:stop], factor.b_Or, out=gradient_Pr[start:stop])
-                gradient_Pr[start:stop].mul_(scaling)
-                if gradient_PI is not None:
-                    gradient_PI[start:stop].addmm_(gradient_Pr[start:stop], factor.a_rI)
-            for row, start, stop in factor.part.row_spans:
-                sum_a, sum_b = factor.gradients(row)
-                add_product(sum_a, gradient_Pr[start:stop].T, dropped_PI[start:stop])
-                add_product(sum_b, gradient_PO[start:stop].T, hidden_Pr[start:stop], scale=scaling)
+            positions = factor.block.positions
+            gradient_Pr = (gradient_PO[positions] @ factor.b_Or).mul_(factor.scaling / (1 - ctx.rate))
+            if gradient_PI is not None:
+                gradient_PI[positions].addmm_(gradient_Pr, factor.a_rI)
+            for span in factor.block.spans:
+                at = slice(span.start, span.stop)
+                within = slice(span.start - positions.start, span.stop - positions.start)
+                rP, PO = gradient_Pr[within].T, gradient_PO[at]
+                factor.add_gradients(span, (rP, dropped_PI[at]), (PO.T, hidden_Pr[within]), 1 - ctx.rate)
         if gradient_PI is not None:
             if mask_PI is not None:
                 gradient_PI.mul_(mask_PI)
@@ -190,8 +212,9 @@ class _AddProducts(torch.autograd.Function):
         return None, gradient, gradient_PI, None, None
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+def add_product(total: Tensor, factors: Product, scale: float = 1.0) -> None:
     """``total += scale * left @ right``, where the sum may have more digits than the factors."""
+    left, right = factors
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=scale)
     else:

@@ -16,7 +16,7 @@ from mtl.distributed import Distributed
 from mtl.gradients import Backward, routing_is_exact
 from mtl.interfaces import Segment
 from mtl.models import FullLayout, LoraLayout
-from mtl.models.lora import Part, RoutedLinear, add_to_layers, dropout_mask, round_rate, tuner_layers
+from mtl.models.lora import RoutedLinear, Target, add_to_layers, dropout_mask, make_blocks, round_rate, tuner_layers
 from mtl.models.precision import keep_float64
 
 TASKS = 4
@@ -235,12 +235,20 @@ def test_parameters_and_their_hooks_stay_out_of_it():
     assert all(parameter.grad is None for parameter in layout.parameters())
 
 
-def test_neighbours_of_one_row_are_joined():
-    segments = [Segment(0, 0, 4), Segment(1, 4, 6), Segment(1, 6, 9), Segment(0, 12, 15)]
-    part = Part.of("shared", torch.zeros(2, 1), segments, {0: 0, 1: 1})
-    assert part.spans == [(0, 9), (12, 15)]
-    assert part.row_spans == [(0, 0, 4), (1, 4, 9), (0, 12, 15)]
-    assert Part.of("shared", torch.zeros(1, 1), segments[:3], {0: 0, 1: 0}).row_spans == [(0, 0, 9)]
+def test_neighbours_with_the_same_targets_are_joined():
+    segments = [Segment(0, 0, 4), Segment(1, 4, 6), Segment(1, 6, 9), Segment(0, 12, 15), Segment(2, 15, 20)]
+    row, other = torch.zeros(2, 1)
+    shared = {0: [Target("shared", row)], 1: [Target("shared", other)], 2: [Target("own", row)]}
+    blocks = make_blocks(segments, shared)
+    assert [(block.adapters, block.positions) for block in blocks] == [
+        (("shared",), slice(0, 9)),
+        (("shared",), slice(12, 15)),
+        (("own",), slice(15, 20)),
+    ]
+    assert [(span.start, span.stop) for span in blocks[0].spans] == [(0, 4), (4, 9)]
+    assert [span.targets[0].gradient_N is other for span in blocks[0].spans] == [False, True]
+    (block,) = make_blocks(segments[:3], dict.fromkeys((0, 1), shared[0]))
+    assert [(span.start, span.stop) for span in block.spans] == [(0, 9)]
 
 
 def test_layers_that_see_other_positions_are_found_out(monkeypatch):
