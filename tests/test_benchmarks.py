@@ -171,3 +171,10 @@ def test_other_libraries_run_where_installed(comparison, setup):
         pytest.skip("optional")
     found = measured(comparison, setup, in_process)
     assert all(len(measurements) == 1 for measurements in found.values())
+
+
+def test_the_readme_shows_the_table_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    caption, _, rows = (ROOT / "benchmarks" / "table.md").read_text(encoding="utf-8").strip().partition("\n\n")
+    assert caption in readme
+    assert rows in readme
