@@ -12,7 +12,8 @@ USAGE = f"""mtl {__version__}: fine-tune one language model on many tasks at onc
 usage: mtl <verb> [arguments]
 
 verbs:
-  train     train a run, or with -m a sweep over strategies      mtl train --help
+  train        train a run, or with -m a sweep over strategies      mtl train --help
+  strategies   the options of every lever, with their parameters    mtl strategies --help
 
   -h, --help     this text
   --version      the version
@@ -30,15 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(__version__)
         return 0
-    if verb != "train":
-        print(f"mtl: error: unknown verb {verb!r}. There is: train. See mtl --help.", file=sys.stderr)
+    texts = {"train": usage.TRAIN, "strategies": usage.STRATEGIES}
+    if verb not in texts:
+        print(f"mtl: error: unknown verb {verb!r}. There are: {', '.join(texts)}. See mtl --help.", file=sys.stderr)
         return 2
     if HELP & set(arguments):
-        print(usage.TRAIN, end="")
+        print(texts[verb], end="")
         return 0
-    from mtl.train import main as train
-
-    return train(arguments[1:])
+    if verb == "strategies":
+        from mtl.strategies import main as run
+    else:
+        from mtl.train import main as run
+    return run(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ class Maker:
     """Makes objects of one group from its options and from what the run supplies.
 
     The run's values go to the constructor arguments of those names, and to no others, so that a class takes what it
-    needs. Options with a value for each task, by name or in order, are cut to the tasks at
-    hand: a stage may have only some.
+    needs; and to those of an object that is an option itself. Options with a value for each task, by name or in order,
+    are cut to the tasks at hand: a stage may have only some.
 
     Args:
         group: Place in the config, for messages.
@@ -97,7 +97,10 @@ class Maker:
     ) -> None:
         self._group = group
         self._make = partial.func
-        self._options = dict(partial.keywords)
+        self._options = {
+            key: Maker(f"{group}.{key}", value, supplied, names) if isinstance(value, functools.partial) else value
+            for key, value in partial.keywords.items()
+        }
         self._all_names = list(names)
         self.name: str = getattr(partial.func, "__name__", str(partial.func))
         self._accepted = inspect.signature(partial.func).parameters
@@ -114,7 +117,9 @@ class Maker:
         Raises:
             UserError: The constructor refuses a value.
         """
-        options = dict(self._options)
+        options = {
+            key: value(**supplied) if isinstance(value, Maker) else value for key, value in self._options.items()
+        }
         if "names" in supplied:
             for key, value in options.items():
                 if isinstance(value, Mapping) and value and value.keys() <= set(self._all_names):

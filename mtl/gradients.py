@@ -8,6 +8,7 @@ the number of rows: M with the tasks apart, 1 with them mixed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +120,7 @@ class Backward:
         nll_T = torch.zeros(batch.num_tasks, dtype=torch.float64, device=self.distributed.device)
         rows = {task: row if apart else 0 for row, task in enumerate(tasks)}
         private_of = dict(zip(tasks, private, strict=True))
-        mix_tasks = self.routes or not (apart or any(map(self.layout.private_parameters, tasks)))
-        for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=mix_tasks):
+        for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=self._mixes(tasks, apart=apart)):
             with self._collecting(micro_batch, shared_RN, rows, private_of):
                 nll = target_nll(self.model, micro_batch)
                 # Sums over target tokens with the step's own denominators: a mean of micro-batch means would weigh
@@ -137,6 +137,25 @@ class Backward:
             self._buffer.div_(self.loss_scale)
         losses_T = nll_T.cpu() / num_targets_T.clamp(min=1)
         return TaskGradients(tasks, losses_T[tasks], shared_RN, private)
+
+    @torch.no_grad()
+    def losses(self, batch: Batch, *, step: int, apart: bool) -> Tensor:
+        """``L_t`` [M] of a batch that was passed through before, with the same cut and dropout masks, as of now."""
+        tasks = [int(task) for task in np.flatnonzero(batch.counts_T)]
+        shared_RN, private = self._buffers(tasks, num_rows=len(tasks) if apart else 1)  # which only a backward fills
+        rows = {task: row if apart else 0 for row, task in enumerate(tasks)}
+        nll_T = torch.zeros(batch.num_tasks, dtype=torch.float64, device=self.distributed.device)
+        for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=self._mixes(tasks, apart=apart)):
+            with self._collecting(micro_batch, shared_RN, rows, dict(zip(tasks, private, strict=True))):
+                nll_T.index_add_(0, micro_batch.label_tasks, target_nll(self.model, micro_batch).double())
+        for parameter in self.layout.parameters():
+            parameter.grad = None
+        self.distributed.sum_(nll_T)
+        return (nll_T.cpu() / torch.from_numpy(batch.num_targets_T).clamp(min=1))[tasks]
+
+    def _mixes(self, tasks: Sequence[int], *, apart: bool) -> bool:
+        """Whether a micro-batch may hold several tasks."""
+        return self.routes or not (apart or any(map(self.layout.private_parameters, tasks)))
 
     @contextmanager
     def _collecting(
@@ -204,6 +223,29 @@ class Backward:
         self._buffer.zero_()
         shared, *private = self._buffer.split([num_rows * num_shared, *sizes])
         return shared.view(num_rows, num_shared), private
+
+
+def group_sizes(layout: AdapterLayout, granularity: str) -> list[int]:
+    """Shared parameters in each module (``"module"``) or each numbered layer (``"layer"``), in their order.
+
+    The A and B of a LoRA are one module; what is in no layer, such as embeddings, is one group by itself.
+    """
+    names = {id(parameter): name for name, parameter in layout.named_parameters().items()}
+    sizes: list[int] = []
+    last = None
+    for parameter in layout.shared_parameters():
+        name = names[id(parameter)]
+        if granularity == "module":
+            group = re.sub(r"\.lora_.*|\.[^.]+$", "", name)
+        else:
+            layer = re.match(r".*?\.\d+(?=\.)", name)
+            group = layer[0] if layer else ""
+        if sizes and group == last:
+            sizes[-1] += parameter.numel()
+        else:
+            sizes.append(parameter.numel())
+        last = group
+    return sizes
 
 
 def routing_is_exact(backward: Backward, num_tasks: int) -> bool:

@@ -51,7 +51,11 @@ class TaskFeedback:
 
 
 class TaskSampler(Stateful, Protocol):
-    """Decides how many examples of each task a step sees."""
+    """Decides how many examples of each task a step sees.
+
+    Adaptive ones may have ``needs`` (out of ``"losses_after"``, ``"scores"``) and ``signals``: what their probabilities
+    go by, a name to its value for each task [T], for the log.
+    """
 
     @property
     def probabilities(self) -> Sequence[float]: ...  # [T], sums to 1
@@ -64,8 +68,10 @@ class TaskSampler(Stateful, Protocol):
 class LossWeighter(Stateful, Protocol):
     """Decides how much each task's loss counts.
 
-    ``needs`` names what ``weights`` must see of the *current* step before it can answer, out of ``"losses"``,
-    ``"losses_after"``, ``"gramian"``, ``"validation"``; empty if the weights are known before the backward.
+    ``needs`` names what it must see. With ``"losses"`` or ``"gramian"``, ``weights`` is asked after the backward and
+    sees the *current* step's; else before it, without feedback. ``"losses_after"`` gives ``update`` the losses of the
+    same examples after the step, at the price of a forward; ``"validation"`` and ``"scores"`` come with evaluations.
+    ``weights`` changes no state.
     """
 
     needs: frozenset[str]
@@ -104,6 +110,8 @@ class AdapterLayout(Protocol):
     def shared_parameters(self) -> list[nn.Parameter]: ...
 
     def private_parameters(self, task: int) -> list[nn.Parameter]: ...
+
+    def idle_parameters(self, tasks: Sequence[int]) -> list[nn.Parameter]: ...  # shared, but by none of these tasks
 
     def parameters(self) -> list[nn.Parameter]: ...
 

@@ -32,6 +32,7 @@ from mtl.resume import (
 )
 from mtl.run import Run, RunState, StageParts
 from mtl.settings import Settings
+from mtl.step import needs_rows
 from mtl.surgery import GramianSurgery, Mean
 from mtl.training import make_parts
 from mtl.zero import shard_frozen
@@ -58,7 +59,7 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     loaded, model_fingerprint = on_main_first(
         distributed, lambda: load_fingerprinted(settings.model, settings.cache_dir)
     )
-    layout = settings.factories.layout(loaded, len(data))
+    layout = settings.factories.layout(loaded, [item.task.name for item in data])
     identity = identity_of(settings, layout, data, model_fingerprint)
     model = distributed.place(loaded, layout.parameters())
     if distributed.zero_stage == 3:
@@ -70,6 +71,11 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     )
     can_route = backward.routes
     backward.routes = can_route and routing_is_exact(backward, len(data))
+    if not backward.routes and getattr(layout, "needs_routing", False):
+        raise UserError(
+            f"adapters={settings.strategy['adapters']}: needs a model that can hold several tasks in one forward, and "
+            "this one cannot. Take another layout."
+        )
     check_rows(settings, backward, len(data))
     environment = environment_of(options, distributed, backward.dtype)
     checkpoint, warnings = open_checkpoint(settings, output_dir, distributed, identity, environment)
@@ -165,16 +171,18 @@ def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: AN
 
 def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
     """Refuses surgery that has nothing to work on or sees only a part of it, and rows that would not fit."""
-    surgery, name = settings.factories.surgery(), settings.strategy["surgery"]
+    shape = settings.shape_of_all_tasks()
+    surgery, name = settings.factories.surgery(shape), settings.strategy["surgery"]
     mean = isinstance(surgery, Mean)
-    if mean and not settings.factories.weighter([task.name for task in settings.tasks]).needs:
+    if mean and not needs_rows(settings.factories.weighter(shape)):
         return
     if backward.num_shared == 0 and not mean and not settings.options.allow_ineffective:
         raise UserError(
             f"surgery={name} acts on shared parameters, and this layout has none. Take surgery=mean, a layout with a "
             "shared adapter, or allow_ineffective=true."
         )
-    if backward.shards_rows and not isinstance(surgery, GramianSurgery):
+    grouped = settings.options.surgery_granularity != "global" and not mean
+    if backward.shards_rows and (grouped or not isinstance(surgery, GramianSurgery)):
         raise UserError(
             f"surgery={name}: works on whole gradients, and each process has a part of those of a sharded model. Take "
             "adapters other than full, another surgery, or launch=gpus."

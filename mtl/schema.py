@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 SUPPLIED = {  # by group: the constructor arguments that are the run's to give
-    "adapters": ("model", "num_tasks", "seed"),
-    "sampler": ("sizes", "names", "seed"),
-    "weighter": ("num_tasks", "names", "seed"),
-    "surgery": ("seed",),
+    "adapters": ("model", "num_tasks", "names", "seed"),
+    "sampler": ("sizes", "names", "num_steps", "batch_size", "seed"),
+    "weighter": ("num_tasks", "sizes", "names", "num_steps", "batch_size", "seed"),
+    "surgery": ("names", "seed"),
     "optimizer": ("params", "lr"),
     "scheduler": ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"),
 }
@@ -33,6 +33,8 @@ class RunConfig:
     max_grad_norm: float | None = MISSING
     share: str = MISSING
     allow_ineffective: bool = MISSING
+    surgery_granularity: str = MISSING
+    surgery_every: int = MISSING
     max_row_bytes: float = MISSING
     max_length: int = MISSING
     too_long: str = MISSING

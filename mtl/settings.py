@@ -19,6 +19,7 @@ from mtl.evaluation.metrics import check_metric
 from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
 from mtl.models.load import ModelSettings, default_cache_dir
 from mtl.stages import Stage
+from mtl.surgery import GramianSurgery
 from mtl.tasks import Task, check_task_names
 
 CHOICES = {
@@ -26,6 +27,7 @@ CHOICES = {
     "too_long": ("error", "drop"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
     "non_finite": ("stop", "skip"),
+    "surgery_granularity": ("global", "layer", "module"),
 }
 POSITIVE = (
     "num_epochs",
@@ -34,6 +36,7 @@ POSITIVE = (
     "learning_rate",
     "max_grad_norm",
     "max_row_bytes",
+    "surgery_every",
     "max_length",
     "micro_batch_tokens",
     "eval_micro_batch_tokens",
@@ -44,7 +47,7 @@ POSITIVE = (
     "early_stopping_patience",
     "keep_last",
 )
-NEEDS_PROVIDED = frozenset({"losses", "gramian"})
+NEEDS_PROVIDED = frozenset({"losses", "losses_after", "gramian", "validation", "scores"})
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Options:
     max_grad_norm: float | None
     share: str
     allow_ineffective: bool
+    surgery_granularity: str
+    surgery_every: int
     max_row_bytes: float
     max_length: int
     too_long: str
@@ -101,17 +106,26 @@ class Options:
 
 
 @dataclass(frozen=True)
+class StageShape:
+    """What strategies may know of their stage: its tasks' names and training examples, its steps, their examples."""
+
+    names: Sequence[str]
+    sizes: Sequence[int]
+    num_steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Factories:
     """Makes the parts of a run from what only the run knows.
 
-    ``sampler`` takes sizes and names of a stage's tasks, ``weighter`` their names, ``scheduler`` the optimizer, the
-    warm-up steps and all steps, ``layout`` the model and the number of tasks.
+    ``scheduler`` takes the optimizer, the warm-up steps and all steps, ``layout`` the model and the tasks' names.
     """
 
-    layout: Callable[[nn.Module, int], AdapterLayout]
-    sampler: Callable[[Sequence[int], Sequence[str]], TaskSampler]
-    weighter: Callable[[Sequence[str]], LossWeighter]
-    surgery: Callable[[], GradientSurgery]
+    layout: Callable[[nn.Module, Sequence[str]], AdapterLayout]
+    sampler: Callable[[StageShape], TaskSampler]
+    weighter: Callable[[StageShape], LossWeighter]
+    surgery: Callable[[StageShape], GradientSurgery]
     optimizer: Callable[[list[nn.Parameter], float], Optimizer]
     scheduler: Callable[[Optimizer, int, int], LRScheduler]
 
@@ -161,26 +175,49 @@ class Settings:
                 raise UserError(f"tasks.{task.name}.metric: {error}") from error
         for stage in self.stages:
             stage.check_tasks(names)
-        sampler = self.factories.sampler([1] * len(names), names)
+        shape = self.shape_of_all_tasks()
+        sampler = self.factories.sampler(shape)
         assert len(sampler.probabilities) == len(names)
-        if "scores" in getattr(sampler, "needs", ()) and not self.options.eval_scores:
-            raise UserError(
-                f"sampler={self.strategy['sampler']} goes by validation scores, and eval_scores=false computes none. "
-                "Set eval_scores=true or sampler.signal=loss_ratio."
-            )
-        weighter = self.factories.weighter(names)
-        if not weighter.needs <= NEEDS_PROVIDED:
-            raise UserError(
-                f"weighter={self.strategy['weighter']}: needs {sorted(weighter.needs - NEEDS_PROVIDED)} before the "
-                "weights are known, which the loop does not compute. Take another weighter."
-            )
+        for group, part in (("sampler", sampler), ("weighter", self.factories.weighter(shape))):
+            needs: frozenset[str] = getattr(part, "needs", frozenset())
+            if not needs <= NEEDS_PROVIDED:
+                raise UserError(
+                    f"{group}={self.strategy[group]}: needs {sorted(needs - NEEDS_PROVIDED)}, which the loop does not "
+                    f"compute. Take another {group}."
+                )
+            if "scores" in needs and not self.options.eval_scores:
+                raise UserError(
+                    f"{group}={self.strategy[group]} goes by validation scores, and eval_scores=false computes none. "
+                    f"Set eval_scores=true, or take a {group} that goes by losses."
+                )
         optimizer = self.factories.optimizer([nn.Parameter(torch.zeros(1))], 1e-3)
         self.factories.scheduler(optimizer, 0, 1)
-        effect = self.factories.surgery().weights_act
+        surgery = self.factories.surgery(shape)
+        if self.options.surgery_every > 1:
+            self._check_every(surgery)
+        effect = surgery.weights_act
         if effect in ("no", "reversed") and self.strategy["weighter"] != "Equal" and not self.options.allow_ineffective:
             raise UserError(
                 f"surgery={self.strategy['surgery']} with weighter={self.strategy['weighter']}: loss weights act "
                 f"through it: {effect}. Take weighter=equal, another surgery, or allow_ineffective=true."
+            )
+
+    def shape_of_all_tasks(self) -> StageShape:
+        """A stage of one step on all tasks, to make strategies with before the data are read."""
+        names = [task.name for task in self.tasks]
+        return StageShape(names, [1] * len(names), 1, self.options.batch_size)
+
+    def _check_every(self, surgery: GradientSurgery) -> None:
+        every = f"surgery_every={self.options.surgery_every}"
+        if not isinstance(surgery, GramianSurgery):
+            raise UserError(
+                f"{every}: surgery={self.strategy['surgery']} has no coefficients that could be kept. Set "
+                "surgery_every=1 or take another surgery."
+            )
+        if self.options.surgery_granularity != "global":
+            raise UserError(
+                f"{every}: keeps one coefficient a task, and each group of "
+                f"surgery_granularity={self.options.surgery_granularity} has its own. Set one of them back."
             )
 
 
@@ -216,10 +253,10 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
             raise UserError(f"stage_order: {name} is not in stages, which has {', '.join(known_stages)}. Correct one.")
     seed = options.seed
     factories = Factories(
-        layout=lambda model, num_tasks: makers["adapters"](model=model, num_tasks=num_tasks, seed=seed),
-        sampler=lambda sizes, names: makers["sampler"](sizes=sizes, names=names, seed=seed),
-        weighter=lambda names: makers["weighter"](num_tasks=len(names), names=names, seed=seed),
-        surgery=lambda: makers["surgery"](seed=seed),
+        layout=lambda model, names: makers["adapters"](model=model, num_tasks=len(names), names=names, seed=seed),
+        sampler=lambda shape: makers["sampler"](**vars(shape), seed=seed),
+        weighter=lambda shape: makers["weighter"](**vars(shape), num_tasks=len(shape.names), seed=seed),
+        surgery=lambda shape: makers["surgery"](names=shape.names, seed=seed),
         optimizer=lambda params, lr: makers["optimizer"](params=params, lr=lr),
         scheduler=lambda optimizer, warmup, total: makers["scheduler"](
             optimizer=optimizer, num_warmup_steps=warmup, num_training_steps=total

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mtl.data.batching import Batch
 from mtl.distributed import whole
 from mtl.gradients import TaskGradients, attach
-from mtl.interfaces import TaskFeedback
+from mtl.interfaces import LossWeighter, TaskFeedback
 from mtl.run import Run, StageParts
 from mtl.surgery import GramianSurgery, Mean
 
@@ -28,7 +28,7 @@ class StepOutcome:
 
     ``gramian_MM`` is the raw one, of the unweighted rows; ``coefficients_M`` the surgery's answer. Both are ``None``
     where they were not computed. ``rows`` lists the step's examples as (run's task, row). A step whose loss or gradient
-    was not finite has updated nothing: ``finite`` is false.
+    was not finite has updated nothing: ``finite`` is false. ``signals`` are what the sampler goes by, by name [T].
     """
 
     tasks: Sequence[int]
@@ -44,6 +44,7 @@ class StepOutcome:
     num_tokens: int
     num_targets_M: Sequence[int]
     rows: Sequence[tuple[int, int]]
+    signals: Mapping[str, Sequence[float | None]]
 
     @property
     def finite(self) -> bool:
@@ -53,12 +54,12 @@ class StepOutcome:
 
 def training_step(run: Run, parts: StageParts) -> StepOutcome:
     """One optimizer step."""
-    probabilities_T = list(parts.sampler.probabilities)
+    probabilities_T, signals = list(parts.sampler.probabilities), dict(getattr(parts.sampler, "signals", {}))
     batch, rows = draw_batch(run, parts, parts.sampler.counts(parts.batch_size))
     tasks = [task for task, index in enumerate(parts.tasks) if batch.counts_T[index] > 0]
     shares_M = shares(run.options.share, batch, parts, tasks, probabilities_T)
 
-    weights_T = None if parts.weighter.needs else parts.weighter.weights(None)
+    weights_T = None if needs_rows(parts.weighter) else parts.weighter.weights(None)
     # The plain mean of rows whose weights are known beforehand is one mixed backward of the objective.
     mixed = weights_T is not None and (isinstance(parts.surgery, Mean) or run.backward.num_shared == 0)
     scale_M = shares_M * weights_T[tasks] if mixed and weights_T is not None else torch.ones(len(tasks))
@@ -88,6 +89,9 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         parts.scheduler.step()
     if math.isfinite(grad_norm):
+        if any("losses_after" in getattr(part, "needs", ()) for part in (parts.sampler, parts.weighter)):
+            losses_after_M = run.backward.losses(batch, step=run.state.step, apart=not mixed)
+            feedback = replace(feedback, losses_after_M=losses_after_M)
         parts.sampler.update(feedback)
         parts.weighter.update(feedback)
     return StepOutcome(
@@ -104,7 +108,13 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         num_tokens=batch.num_tokens,
         num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
         rows=rows,
+        signals=signals,
     )
+
+
+def needs_rows(weighter: LossWeighter) -> bool:
+    """Whether its weights are known only after the losses, so that the tasks' gradients must be kept apart."""
+    return not weighter.needs.isdisjoint({"losses", "gramian"})
 
 
 def draw_batch(run: Run, parts: StageParts, counts_T: Sequence[int]) -> tuple[Batch, list[tuple[int, int]]]:
@@ -167,12 +177,14 @@ def combine_rows(
 def update(run: Run, parts: StageParts, gradients: TaskGradients) -> float:
     """Clips the gradient and steps the optimizer, unless the gradient is not finite.
 
-    The parameters of absent tasks keep ``None`` as their gradient, so Adam passes them by.
+    The parameters that no present task trains keep ``None`` as their gradient, so Adam passes them by.
 
     Returns:
         The gradient's norm before clipping.
     """
     attach(run.layout.shared_parameters(), gradients.shared_RN[0])
+    for parameter in run.layout.idle_parameters(gradients.tasks):
+        parameter.grad = None
     for task, private in zip(gradients.tasks, gradients.private, strict=True):
         attach(run.layout.private_parameters(task), private)
     max_norm = math.inf if run.options.max_grad_norm is None else run.options.max_grad_norm

@@ -292,6 +292,14 @@ def check_sweep(overrides: Sequence[Override], own_configs: str | None) -> None:
             composed([*first[:position], option, *first[position + 1 :]], own_configs)
 
 
+def in_parts(node: Any) -> Any:  # noqa: ANN401
+    """A node whose objects, and those within them, are left to be made when the run knows what it gives them."""
+    if OmegaConf.is_dict(node):
+        parts = {key: in_parts(value) for key, value in node.items()}
+        return parts | {"_partial_": True} if "_target_" in parts else parts
+    return [in_parts(value) for value in node] if OmegaConf.is_list(node) else node
+
+
 def maker(group: str, node: DictConfig | None, names: Sequence[str]) -> Maker:
     """Makes a group's maker from its ``_target_`` and options.
 
@@ -303,7 +311,7 @@ def maker(group: str, node: DictConfig | None, names: Sequence[str]) -> Maker:
     if not node or "_target_" not in node:
         raise UserError(f"{group}: must be a class with its options. Take one of the files of conf/{group}.")
     try:
-        partial = instantiate(node, _partial_=True, _convert_="all")
+        partial = instantiate(in_parts(node), _convert_="all")
     except HydraException as error:
         raise UserError(
             f"{group}._target_={node['_target_']}: {error.__cause__ or error} Name a class as module.Class, with the "

@@ -13,10 +13,13 @@ from torch.optim import Optimizer
 from mtl.checkpoint import save_checkpoint
 from mtl.distributed import whole_state
 from mtl.errors import Stopped, UserError
-from mtl.interfaces import TaskFeedback
+from mtl.gradients import group_sizes
+from mtl.interfaces import GradientSurgery, TaskFeedback
 from mtl.run import Run, StageParts
+from mtl.settings import StageShape
 from mtl.stages import evaluation_steps
 from mtl.step import training_step
+from mtl.surgery import Every, GramianSurgery, Grouped, Mean
 from mtl.trouble import handle_non_finite
 from mtl.zero import ZeroOptimizer
 
@@ -56,11 +59,11 @@ def make_parts(run: Run) -> StageParts:
     stage = run.stages[run.state.stage]
     assert run.state.stage_tasks is not None
     tasks = run.state.stage_tasks
-    names = [run.names[task] for task in tasks]
     sizes = [len(run.data[task].train) for task in tasks]
     options = run.options
     batch_size = stage.batch_size or options.batch_size
     num_steps = stage.num_steps(sum(sizes), batch_size)
+    shape = StageShape([run.names[task] for task in tasks], sizes, num_steps, batch_size)
     learning_rate = stage.learning_rate or options.learning_rate or run.layout.default_learning_rate
     optimizer = make_optimizer(run, learning_rate)
     return StageParts(
@@ -68,9 +71,9 @@ def make_parts(run: Run) -> StageParts:
         tasks=tasks,
         num_steps=num_steps,
         batch_size=batch_size,
-        sampler=run.factories.sampler(sizes, names),
-        weighter=run.factories.weighter(names),
-        surgery=run.factories.surgery(),
+        sampler=run.factories.sampler(shape),
+        weighter=run.factories.weighter(shape),
+        surgery=make_surgery(run, shape),
         optimizer=optimizer,
         # Never prepared: accelerate would step it once per process.
         scheduler=run.factories.scheduler(optimizer, round(options.warmup_ratio * num_steps), num_steps),
@@ -78,6 +81,19 @@ def make_parts(run: Run) -> StageParts:
             num_steps, evals_per_stage=options.evals_per_stage, eval_steps=options.eval_steps
         ),
     )
+
+
+def make_surgery(run: Run, shape: StageShape) -> GradientSurgery:
+    """The stage's surgery: of whole gradients or of groups of parameters, at every step or now and then."""
+    surgery = run.factories.surgery(shape)
+    if isinstance(surgery, Mean):  # the same whatever it looks at together
+        return surgery
+    if run.options.surgery_granularity != "global":
+        sizes = group_sizes(run.layout, run.options.surgery_granularity)
+        return Grouped(lambda: run.factories.surgery(shape), sizes) if sizes else surgery
+    if run.options.surgery_every > 1 and isinstance(surgery, GramianSurgery):
+        return Every(surgery, run.options.surgery_every)
+    return surgery
 
 
 def make_optimizer(run: Run, learning_rate: float) -> Optimizer:

@@ -30,3 +30,14 @@ on several processes, which are started for you, also for each run of a sweep:
   -m launch=slurm                                 each run of the sweep as a Slurm job
 or by accelerate launch -m mtl.train [overrides]
 """
+
+STRATEGIES = """usage: mtl strategies [lever or lever=option ...]
+
+Lists the options of every lever: sampler, weighter, surgery, adapters. With a lever, the parameters of its options and
+their defaults; with an option, also what it does, its formula, its source and what its parameters mean.
+
+examples:
+  mtl strategies
+  mtl strategies weighter
+  mtl strategies surgery=cagrad
+"""

@@ -30,6 +30,7 @@ ORDER = [
     ("prepare",),
     ("job",),
     ("train",),
+    ("strategies",),
     ("cli",),
 ]
 LEVELS = {part: level for level, parts in enumerate(ORDER) for part in parts}

@@ -1,11 +1,11 @@
-"""Layouts: which trainable parameters exist, and which of them a task trains.
+"""LoRA layouts: which adapters exist, and which of them a task trains.
 
-A LoRA layout puts up to two kinds of adapters on every linear layer of the frozen base model:
+A layout puts adapters on every linear layer of the frozen base model, and a task's forward is
 
-    y = W0 x + s_shared B A x + s_t B_t A_t x
+    y = W0 x + sum_k s_k B_k A_k x,   over the adapters k of the task.
 
-one *shared* adapter that all tasks train and one *private* adapter per task. ``LoraLayout`` covers the three useful
-cases by its two ranks; ``FullLayout`` trains the whole model instead.
+``LoraLayout`` has one *shared* adapter that all tasks train and one *private* adapter per task; its two ranks cover the
+three useful cases. The layouts built on it share other things.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from mtl.distributed import whole
 from mtl.errors import UserError
 from mtl.interfaces import Segment
+from mtl.models.lora_config import lora_config
+from mtl.models.routes import Route, Target, Targets, make_blocks
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 
 SHARED = "shared"
 
@@ -36,6 +40,9 @@ def private_adapter(task: int) -> str:
 class LoraLayout:
     """Shared and private LoRA adapters on a frozen base model.
 
+    All adapters have the same dropout, since one input with one mask goes through all of them: only so is their sum the
+    single adapter that a task is exported as.
+
     Args:
         model: The base model; its linear layers are wrapped in place.
         num_tasks: T.
@@ -46,13 +53,18 @@ class LoraLayout:
         lora_dropout: Dropout on the input of every adapter.
         target_modules: Suffixes of the names of the layers that get adapters; every linear layer but the output
             embedding if not given.
+        init_lora_weights: How A begins (B is 0): ``True`` (Kaiming uniform), ``"gaussian"`` or ``"orthogonal"``.
+        use_rslora: Scale by ``lora_alpha / sqrt(r)`` (Kalajdzievski, arXiv 2312.03732, 2023).
+        use_dora: Also train the norms of the weights (Liu et al., ICML 2024); with one adapter a task only, since the
+            norms of two have no single adapter that is their sum. Such layers cannot mix tasks in one forward.
         seed: Seeds the adapters' initial values.
 
     Raises:
-        UserError: Both ranks are 0, or no layer has one of the names.
+        UserError: Both ranks are 0, no layer has one of the names, or two options exclude each other.
     """
 
     default_learning_rate = 2e-4
+    needs_routing = False
 
     def __init__(
         self,
@@ -65,6 +77,9 @@ class LoraLayout:
         private_lora_alpha: float | None = None,
         lora_dropout: float = 0.05,
         target_modules: Sequence[str] | None = None,
+        init_lora_weights: bool | str = True,
+        use_rslora: bool = False,
+        use_dora: bool = False,
         seed: int = 0,
     ) -> None:
         if min(lora_r, private_lora_r) < 0 or lora_r + private_lora_r == 0:
@@ -72,19 +87,21 @@ class LoraLayout:
                 f"adapters.lora_r={lora_r}, adapters.private_lora_r={private_lora_r}: at least one rank must be "
                 "positive and none negative, or nothing is trained. Set one, or take adapters=full."
             )
-        from peft import LoraConfig
-        from peft.tuners.lora.layer import Linear
-
-        from mtl.models.lora import Route, route_layer, tuner_layers, with_adapters
-
-        names = sorted(target_modules) if target_modules is not None else linear_layer_names(model)
+        if use_dora and min(lora_r, private_lora_r) > 0:
+            raise UserError(
+                f"adapters.use_dora=true with lora_r={lora_r} and private_lora_r={private_lora_r}: two DoRA adapters "
+                "can't be exported as one. Set one of the ranks to 0."
+            )
         configs = {
-            adapter: LoraConfig(
-                r=rank,
-                lora_alpha=alpha if alpha is not None else 2 * rank,  # type: ignore[arg-type]
+            adapter: lora_config(
+                model,
+                rank,
+                alpha,
                 lora_dropout=lora_dropout,
-                target_modules=names,
-                task_type="CAUSAL_LM",
+                target_modules=target_modules,
+                init_lora_weights=init_lora_weights,
+                use_rslora=use_rslora,
+                use_dora=use_dora,
             )
             for adapter, rank, alpha in [
                 (SHARED, lora_r, lora_alpha),
@@ -92,25 +109,51 @@ class LoraLayout:
             ]
             if rank > 0
         }
+        members = [[name for name in (SHARED, private_adapter(t)) if name in configs] for t in range(num_tasks)]
+        self._set_up(model, configs, members, seed)
+
+    def _set_up(
+        self, model: nn.Module, configs: Mapping[str, LoraConfig], members: Sequence[Sequence[str]], seed: int
+    ) -> None:
+        """Puts the adapters on the model.
+
+        Args:
+            model: The base model.
+            configs: One for each adapter.
+            members: The adapters of each task.
+            seed: Of their initial values.
+        """
+        from peft.tuners.lora.layer import Linear
+
+        from mtl.models.lora import route_layers, tuner_layers, with_adapters
+
         self.peft_model = with_adapters(model, configs, seed)
         self.model = model
-        self.num_tasks = num_tasks
-        self._adapters = list(configs)
+        self.num_tasks = len(members)
+        self._members = members
         self._layers = tuner_layers(model)
         self._joined: dict[int, str] = {}
-        self._parameters: dict[str, list[nn.Parameter]] = {adapter: [] for adapter in configs}
-        for name, parameter in model.named_parameters():
-            if found := re.search(r"\.lora_[^.]+\.([^.]+)", name):
-                self._parameters[found[1]].append(parameter)
         self._route = Route()
         self.can_route = all(type(layer) is Linear and not layer.lora_variant for layer in self._layers)
+        self._finish_layers()
+        # By who trains them: all or several tasks (None), or one.
+        self._parameters: dict[int | None, list[nn.Parameter]] = {None: [], **{t: [] for t in range(self.num_tasks)}}
+        for name, parameter in model.named_parameters():
+            if found := re.search(r"\.(lora_[^.]+|gates)\.([^.]+)", name):
+                self._parameters[self._owner(found[1], found[2])].append(parameter)
         if self.can_route:
-            for layer in self._layers:
-                route_layer(layer, self._route, self._parameters)
+            route_layers(self._layers, self._route, list(self._parameters.values()))
         for parameter in self.parameters():
             parameter.requires_grad_(True)  # add_adapter leaves all but the first one frozen
         model.train(model.training)  # new modules begin in training mode: dropout would act in an evaluation
-        self._set_active([])
+        self._set_active(None)
+
+    def _finish_layers(self) -> None:
+        """What a layout does to the layers once they have their adapters."""
+
+    def _owner(self, kind: str, name: str) -> int | None:
+        """The only task that trains a parameter of a layer: of an adapter's ``lora_A``, say, or of ``gates``."""
+        return int(name.removeprefix("task")) if re.fullmatch(r"task\d+", name) else None
 
     @contextmanager
     def activate(self, task: int | None) -> Iterator[None]:
@@ -119,7 +162,7 @@ class LoraLayout:
         Run the backward inside the block too: gradient checkpointing recomputes with whatever is active by then.
         """
         before = self._active
-        self._set_active([] if task is None else self._adapters_of(task))
+        self._set_active(task)
         try:
             yield
         finally:
@@ -139,33 +182,36 @@ class LoraLayout:
             rows: The row of each task.
             private: Takes the flat gradient of each task's private parameters.
         """
-        from mtl.models.lora import Target, make_blocks
-
         rows_N = list(shared_RN)
-        targets = {
-            task: [
-                Target(adapter, rows_N[rows[task]] if adapter == SHARED else private[task])
-                for adapter in self._adapters_of(task)
-            ]
-            for task in {segment.task for segment in segments}
-        }
+        tasks = {segment.task for segment in segments}
+        targets = {task: self._targets(task, rows_N[rows[task]], private[task]) for task in tasks}
         self._route.blocks = make_blocks(segments, targets)
         try:
             yield
         finally:
             self._route.blocks = None
 
+    def _targets(self, task: int, shared_N: Tensor, private_N: Tensor) -> Targets:
+        """A task's adapters, with its row for the gradients of shared parameters and its flat one for its own."""
+        own = private_adapter(task)
+        gradients = {adapter: private_N if adapter == own else shared_N for adapter in self._members[task]}
+        return Targets([Target(adapter, gradient, gradient) for adapter, gradient in gradients.items()])
+
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters that every task trains."""
-        return self._parameters.get(SHARED, [])
+        """Parameters that several tasks train."""
+        return self._parameters[None]
 
     def private_parameters(self, task: int) -> list[nn.Parameter]:
         """Parameters that only ``task`` trains."""
-        return self._parameters.get(private_adapter(task), [])
+        return self._parameters[task]
+
+    def idle_parameters(self, tasks: Sequence[int]) -> list[nn.Parameter]:
+        """Shared parameters that none of these tasks trains."""
+        return []
 
     def parameters(self) -> list[nn.Parameter]:
         """All trainable parameters, in a fixed order."""
-        return [parameter for adapter in self._adapters for parameter in self._parameters[adapter]]
+        return [parameter for members in self._parameters.values() for parameter in members]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """All trainable parameters by their names in the model."""
@@ -173,26 +219,36 @@ class LoraLayout:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Lets one adapter a task act until the block ends, as it is exported: shared and private in one.
+        """Lets one adapter a task act until the block ends, as it is exported: all of a task's adapters in one.
 
-        The sum of both is that adapter's product, exactly (peft's ``cat``, rank r_shared + r_private); only rounding
-        differs, which over all layers can come to 1e-4 in a float32 logit. Nothing can be trained meanwhile.
+        Their sum is that adapter's product, exactly (peft's ``cat``, of the sum of their ranks); only rounding differs,
+        which over all layers can come to 1e-4 in a float32 logit. Nothing can be trained meanwhile.
         """
-        parts = {task: self._adapters_of(task) for task in range(self.num_tasks)}
-        pairs = {task: pair for task, pair in parts.items() if len(pair) == 2}
-        for task, pair in pairs.items():
-            self._tuner.add_weighted_adapter(pair, [1.0, 1.0], f"joined{task}", combination_type="cat")
-            self._joined[task] = f"joined{task}"
+        self._set_active(None)
+        several = {task: list(members) for task, members in enumerate(self._members) if len(members) > 1}
+        for task, members in several.items():
+            name = f"joined{task}"
+            self._tuner.add_weighted_adapter(members, [1.0] * len(members), name, combination_type="cat")
+            # The scales are in the new A already, and peft would put rsLoRA's on top.
+            config: Any = self.peft_model.peft_config[name]
+            config.use_rslora = False
+            for layer in self._layers:
+                layer.scaling[name] = 1.0
+            self._finish_joined(task, name)
+            self._joined[task] = name
         self.model.train(self.model.training)  # as in the constructor
-        self._set_active([])
+        self._set_active(None)
         try:
             yield
         finally:
-            for task in pairs:
+            for task in several:
                 self._tuner.delete_adapter(self._joined.pop(task))
             for parameter in self.parameters():
                 parameter.requires_grad_(True)  # delete_adapter froze them
-            self._set_active([])
+            self._set_active(None)
+
+    def _finish_joined(self, task: int, adapter: str) -> None:
+        """What a layout does to a task's joined adapter."""
 
     def export(self, folder: Path, task_names: Sequence[str], *, write: bool = True) -> None:
         """Writes ``folder/<task>`` for every task, and ``folder/shared``, as standard PEFT folders.
@@ -205,13 +261,11 @@ class LoraLayout:
             for task, name in enumerate(task_names):
                 [adapter] = self._adapters_of(task)
                 self._save(adapter, folder / name)
-            if SHARED in self._parameters:
+            if SHARED in self.peft_model.peft_config:
                 self._save(SHARED, folder / SHARED)
 
-    def _adapters_of(self, task: int) -> list[str]:
-        if task in self._joined:
-            return [self._joined[task]]
-        return [adapter for adapter in (SHARED, private_adapter(task)) if adapter in self._parameters]
+    def _adapters_of(self, task: int) -> Sequence[str]:
+        return [self._joined[task]] if task in self._joined else self._members[task]
 
     def _save(self, adapter: str, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -229,89 +283,9 @@ class LoraLayout:
     def _tuner(self) -> Any:  # noqa: ANN401 - peft types it as a plain module
         return self.peft_model.base_model
 
-    def _set_active(self, adapters: list[str]) -> None:
+    def _set_active(self, task: int | None) -> None:
         # peft's set_adapter would freeze every other adapter (and their Adam would then skip a step).
+        adapters = [] if task is None else list(self._adapters_of(task))
         for layer in self._layers:
             layer._active_adapter = adapters
-        self._active = adapters
-
-
-class FullLayout:
-    """Trains every parameter of the model; all of them are shared.
-
-    Args:
-        model: The model.
-        num_tasks: T.
-    """
-
-    default_learning_rate = 1e-5
-
-    def __init__(self, model: nn.Module, num_tasks: int) -> None:
-        self.model = model
-        self.num_tasks = num_tasks
-        if next(model.parameters()).dtype in (torch.float16, torch.bfloat16):
-            model.float()  # at usual learning rates a half-precision weight would round almost every update away
-        model.requires_grad_(True)
-
-    @contextmanager
-    def activate(self, task: int | None) -> Iterator[None]:
-        """Does nothing: there is one model for all tasks."""
-        yield
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Every parameter."""
-        return list(self.model.parameters())
-
-    def private_parameters(self, task: int) -> list[nn.Parameter]:
-        """None."""
-        return []
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Every parameter, in a fixed order."""
-        return self.shared_parameters()
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter by its name; tied ones once."""
-        return dict(self.model.named_parameters())
-
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Does nothing: there are no adapters to join."""
-        yield
-
-    def export(self, folder: Path, task_names: Sequence[str], *, write: bool = True) -> None:
-        """Writes the model to ``folder.parent/model``: there are no adapters.
-
-        Every rank calls it, and one of them with ``write``: of a sharded model each has a part to give.
-        """
-        weights: dict[int, Tensor] = {}
-        state: dict[str, Tensor] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if id(tensor) not in weights:  # tied ones are one tensor, and saved once
-                full = whole(tensor.detach())
-                weights[id(tensor)] = full.cpu() if write else torch.empty(0)
-            state[name] = weights[id(tensor)]
-        if write:
-            model: Any = self.model
-            model.save_pretrained(str(folder.parent / "model"), state_dict=state)
-
-
-def linear_layer_names(model: nn.Module) -> list[str]:
-    """The distinct last names of all linear layers but the output embedding, sorted.
-
-    Explicit names keep ``adapter_config.json`` small and stable; peft's ``all-linear`` expands to an unordered list
-    of every module.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    found = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
-    }
-    if not found:
-        raise UserError(
-            "adapters.target_modules: the model has no linear layer. Name its layers, or take adapters=full."
-        )
-    return sorted(found)
+        self._active = task

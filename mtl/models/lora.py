@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,67 +28,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mtl.errors import UserError
-from mtl.interfaces import Segment
-
-
-class Target(NamedTuple):
-    """An adapter by peft's name, and the flat gradient that a backward adds to."""
-
-    adapter: str
-    gradient_N: Tensor
-
-
-class Span(NamedTuple):
-    """Positions with the same targets."""
-
-    start: int
-    stop: int
-    targets: Sequence[Target]
-
-
-class Block(NamedTuple):
-    """Neighbouring positions that pass through the same adapters: matrix products of a forward."""
-
-    adapters: tuple[str, ...]
-    spans: Sequence[Span]
-
-    @property
-    def positions(self) -> slice:
-        """Of the micro-batch."""
-        return slice(self.spans[0].start, self.spans[-1].stop)
-
-
-def make_blocks(segments: Sequence[Segment], targets: Mapping[int, Sequence[Target]]) -> list[Block]:
-    """The fewest blocks and spans for ``segments``, given each task's targets."""
-    blocks: list[Block] = []
-    for task, start, stop in segments:
-        span = Span(start, stop, targets[task])
-        adapters = tuple(target.adapter for target in span.targets)
-        if not blocks or blocks[-1].positions.stop != start or blocks[-1].adapters != adapters:
-            blocks.append(Block(adapters, [span]))
-            continue
-        spans = list(blocks[-1].spans)
-        if all(a.gradient_N is b.gradient_N for a, b in zip(spans[-1].targets, span.targets, strict=True)):
-            span = Span(spans.pop().start, stop, span.targets)
-        blocks[-1] = Block(adapters, [*spans, span])
-    return blocks
-
-
-class Route:
-    """The blocks of the forwards to come, the same for all layers; ``None``: peft's own forward."""
-
-    def __init__(self) -> None:
-        self.blocks: Sequence[Block] | None = None
-        # What autograd calls the layers' backward for: the parameters themselves stay out of its graph, and so do the
-        # hooks on them.
-        self.anchor = torch.empty(0, requires_grad=True)
+from mtl.models.routes import Block, Route, Span
 
 
 class RoutedLinear(Linear):
     """peft's LoRA of a linear layer, with another forward while its route has blocks."""
 
     route: Route
-    offsets: dict[str, tuple[int, int]]  # where in an adapter's N parameters those of A and of B begin
+    starts: Mapping[int, int]  # of a parameter, by id: where its gradient begins in the flat one that it is a part of
+    gates: nn.ParameterDict  # by the gate's name, one logit for each adapter that it mixes
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """The layer's output."""
@@ -99,23 +47,24 @@ class RoutedLinear(Linear):
         # In the adapters' dtype, or that of autocast, as peft's own layer computes.
         autocast = torch.is_autocast_enabled(y.device.type)
         dtype = torch.get_autocast_dtype(y.device.type) if autocast else None
-        dropout: nn.Module = self.lora_dropout[blocks[0].adapters[0]]
+        dropout: nn.Module = self.lora_dropout[blocks[0].targets.adapters[0].adapter]
         rate = round_rate(dropout.p) if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         factors = [Factors.of(self, block, dtype) for block in blocks]
         output: Tensor = _AddProducts.apply(self.route.anchor, y, x, factors, rate)  # type: ignore[no-untyped-call]
         return output
 
 
-def route_layer(layer: Any, route: Route, parameters: Mapping[str, Sequence[nn.Parameter]]) -> None:  # noqa: ANN401
-    """Makes a layer of peft a :class:`RoutedLinear`; ``parameters`` lists each adapter's in the order of its N."""
-    layer.__class__ = RoutedLinear
-    layer.route = route
-    layer.offsets = {}
-    for adapter, members in parameters.items():
-        starts = np.cumsum([0, *(member.numel() for member in members)]).tolist()
-        start_of = dict(zip(map(id, members), starts, strict=False))
-        weights = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        layer.offsets[adapter] = (start_of[id(weights[0])], start_of[id(weights[1])])
+def route_layers(layers: Sequence[Any], route: Route, flat: Sequence[Sequence[nn.Parameter]]) -> None:
+    """Makes layers of peft :class:`RoutedLinear`; each list of ``flat`` has its gradients in one flat tensor."""
+    starts: dict[int, int] = {}
+    for parameters in flat:
+        start = 0
+        for parameter in parameters:
+            starts[id(parameter)] = start
+            start += parameter.numel()
+    for layer in layers:
+        layer.__class__ = RoutedLinear
+        layer.route, layer.starts = route, starts
 
 
 Product = tuple[Tensor, Tensor]
@@ -131,38 +80,68 @@ class Factors:
     scaling: float
     ranks: Sequence[int]
     scalings: Sequence[float]
-    offsets: Sequence[tuple[int, int]]
+    starts: Sequence[tuple[int, int]]
+    weights_E: Tensor | None  # what the gate makes of its logits, one for each adapter
+    gate_start: int
 
     @classmethod
     def of(cls, layer: Any, block: Block, dtype: torch.dtype | None) -> Factors:  # noqa: ANN401
         """Those of a layer of peft, in another dtype than their own if one is given."""
-        adapters = block.adapters
-        all_a = [layer.lora_A[adapter].weight.detach() for adapter in adapters]
-        all_b = [layer.lora_B[adapter].weight.detach() for adapter in adapters]
-        ranks, scalings = [len(a) for a in all_a], [layer.scaling[adapter] for adapter in adapters]
+        adapters, gate = [target.adapter for target in block.targets.adapters], block.targets.gate
+        weights_a = [layer.lora_A[adapter].weight for adapter in adapters]
+        weights_b = [layer.lora_B[adapter].weight for adapter in adapters]
+        scalings = [layer.scaling[adapter] for adapter in adapters]
+        all_a, all_b = [a.detach() for a in weights_a], [b.detach() for b in weights_b]
+        weights_E = None if gate is None else layer.gates[gate.name].detach().softmax(dim=0)
+        if weights_E is not None:
+            all_b = [b * weight for b, weight in zip(all_b, weights_E, strict=True)]
         if len(adapters) > 1:
             all_b = [b if s == scalings[0] else b * (s / scalings[0]) for b, s in zip(all_b, scalings, strict=True)]
             all_a, all_b = [torch.cat(all_a)], [torch.cat(all_b, dim=1)]
-        a_rI, b_Or = all_a[0].to(dtype or all_a[0].dtype), all_b[0].to(dtype or all_b[0].dtype)
-        return cls(block, a_rI, b_Or, scalings[0], ranks, scalings, [layer.offsets[adapter] for adapter in adapters])
+        return cls(
+            block,
+            all_a[0].to(dtype or all_a[0].dtype),
+            all_b[0].to(dtype or all_b[0].dtype),
+            scalings[0],
+            [len(a) for a in weights_a],
+            scalings,
+            [(layer.starts[id(a)], layer.starts[id(b)]) for a, b in zip(weights_a, weights_b, strict=True)],
+            weights_E,
+            0 if gate is None else layer.starts[id(layer.gates[gate.name])],
+        )
 
     def add_gradients(self, span: Span, of_a: Product, of_b: Product, keep_rate: float) -> None:
         """Adds those of a span to its targets, given as products [r, P] @ [P, I] and [O, P] @ [P, r]."""
         parts = []
         num_inputs, num_outputs = self.a_rI.shape[1], self.b_Or.shape[0]
-        for target, rank, (start_a, start_b) in zip(span.targets, self.ranks, self.offsets, strict=True):
-            a_N = target.gradient_N[start_a : start_a + rank * num_inputs]
-            b_N = target.gradient_N[start_b : start_b + rank * num_outputs]
+        for target, rank, (start_a, start_b) in zip(span.targets.adapters, self.ranks, self.starts, strict=True):
+            a_N = target.a_gradient_N[start_a : start_a + rank * num_inputs]
+            b_N = target.b_gradient_N[start_b : start_b + rank * num_outputs]
             parts.append((a_N.view(rank, num_inputs), b_N.view(num_outputs, rank)))
-        if len(parts) == 1:
+        if len(parts) == 1 and self.weights_E is None:
             add_product(parts[0][0], of_a)
             add_product(parts[0][1], of_b, self.scaling / keep_rate)
             return
         each_a = torch.mm(*of_a).split(self.ranks)
         each_b = torch.mm(*of_b).split(self.ranks, dim=1)
+        if self.weights_E is not None:
+            each_b = [b * weight for b, weight in zip(each_b, self.weights_E, strict=True)]
+            self._add_gate_gradient(span, of_a[0], of_b[1])
         for (sum_a, sum_b), a, b, scaling in zip(parts, each_a, each_b, self.scalings, strict=True):
             sum_a.add_(a)
             sum_b.add_(b, alpha=scaling / keep_rate)
+
+    def _add_gate_gradient(self, span: Span, hidden_gradient_rP: Tensor, hidden_Pr: Tensor) -> None:
+        """Through the softmax: ``dL/dz_e = q_e - pi_e sum q``.
+
+        ``q_e`` are the products of an adapter's hidden values with their gradient, which has its weight ``pi_e`` in it.
+        """
+        gate = span.targets.gate
+        assert gate is not None and self.weights_E is not None
+        products_r = (hidden_gradient_rP.T * hidden_Pr).sum(dim=0, dtype=gate.gradient_N.dtype)
+        q_E = torch.stack([part.sum() for part in products_r.split(list(self.ranks))])
+        gate_N = gate.gradient_N[self.gate_start : self.gate_start + len(q_E)]
+        gate_N.add_(q_E - self.weights_E.to(q_E.dtype) * q_E.sum())
 
 
 class _AddProducts(torch.autograd.Function):
@@ -256,7 +235,7 @@ def with_adapters(model: nn.Module, configs: Mapping[str, LoraConfig], seed: int
             peft_model = PeftModel(model, config, adapter_name=first)
             layers = tuner_layers(model)
             for adapter, config in others:
-                if all(type(layer) is Linear for layer in layers):
+                if not config.use_dora and all(type(layer) is Linear for layer in layers):
                     add_to_layers(peft_model, layers, adapter, config)
                 else:
                     peft_model.add_adapter(adapter, config)

@@ -41,6 +41,7 @@ def step_record(
     skipped: bool = False,
     coefficients_M: Sequence[float] | None = None,
     gramian_MM: Sequence[Sequence[float]] | None = None,
+    signals: Mapping[str, Sequence[float | None]] | None = None,
 ) -> dict[str, Any]:
     """One optimizer step. Everything in it is a function of seed and config, so equal runs leave equal lines.
 
@@ -56,6 +57,7 @@ def step_record(
         gramian_MM: Raw Gramian of the per-task gradients, where rows were computed: gives the norms and cosines. A
             pair with a zero row has no cosine. Of more than 16 present tasks, ``cosines`` has the 32 lowest only,
             lowest first, and ``cosine_summary`` describes all of them.
+        signals: What the sampler's probabilities go by, by name, for each of ``names_T``; null where not known yet.
     """
     present = [names_T[task] for task in tasks]
     record: dict[str, Any] = {
@@ -72,6 +74,8 @@ def step_record(
     }
     if gramian_MM is not None:
         record |= _norms_and_cosines(present, np.asarray(gramian_MM, dtype=np.float64))
+    if signals:
+        record["signal"] = {key: dict(zip(names_T, values, strict=True)) for key, values in signals.items()}
     if skipped:
         record["skipped"] = True
     return record | {"learning_rate": float(learning_rate), "tokens": int(tokens), "target_tokens": int(target_tokens)}

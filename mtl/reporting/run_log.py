@@ -100,6 +100,7 @@ class RunLog:
             target_tokens=sum(outcome.num_targets_M),
             coefficients_M=None if outcome.coefficients_M is None else outcome.coefficients_M.tolist(),
             gramian_MM=None if outcome.gramian_MM is None else outcome.gramian_MM.tolist(),
+            signals=outcome.signals,
         )
         now, tokens = time.monotonic(), state.tokens
         speed = (tokens - self._last[1]) / max(now - self._last[0], 1e-9)

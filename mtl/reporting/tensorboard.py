@@ -34,8 +34,9 @@ class TensorBoardLog:
     """Writes the records of :mod:`mtl.reporting.records` as scalars, into one event file.
 
     Tags: ``train/loss/<task>``, ``eval/<metric>/<task>`` and ``/mean`` (``loss``, ``score`` and ``loss_ratio`` are
-    metrics here), ``sampler/prob/<task>``, ``weight/<task>``, ``surgery/coefficient/<task>``, ``grad/norm`` and
-    ``/<task>``, ``grad/cosine/<a>|<b>``, ``optim/lr``, ``time/tokens_per_second``, ``predictions/<task>`` (text).
+    metrics here), ``sampler/prob/<task>`` and ``sampler/<what an adaptive one goes by>/<task>``, ``weight/<task>``,
+    ``surgery/coefficient/<task>``, ``grad/norm`` and ``/<task>``, ``grad/cosine/<a>|<b>``, ``optim/lr``,
+    ``time/tokens_per_second``, ``predictions/<task>`` (text).
 
     Of more than 32 tasks, ``mean``, ``min``, ``median`` and ``max`` over the tasks take the place of ``<task>``, with
     ``eval/loss_ratio`` for the losses; ``eval/worst`` is a table of the tasks with the highest ratio, and predictions
@@ -76,6 +77,10 @@ class TensorBoardLog:
             values = record.get(key) or {}
             shown = summary(list(values.values())) if self._many else values
             scalars |= {f"{tag}/{name}": value for name, value in shown.items()}
+        for signal, values in record.get("signal", {}).items():
+            known = {name: value for name, value in values.items() if value is not None}
+            shown = summary(list(known.values())) if self._many else known
+            scalars |= {f"sampler/{signal}/{name}": value for name, value in shown.items()}
         cosines = record.get("cosines", {})
         if not self._pairwise:
             cosines = record.get("cosine_summary") or cosine_summary(list(cosines.values()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtl.surgery.gramian import GramianSurgery
+from mtl.surgery.scale import Scale, check_scale
 
 
 def project(gramian_MM: Tensor, orders: Tensor) -> Tensor:
@@ -68,9 +69,8 @@ class PCGrad(GramianSurgery):
 
     weights_act = "yes"
 
-    def __init__(self, seed: int = 0, scale: Literal["mean", "paper"] = "mean") -> None:
-        if scale not in ("mean", "paper"):
-            raise ValueError(f'scale: must be "mean" or "paper", found {scale!r}; choose one of them')
+    def __init__(self, seed: int = 0, scale: Scale = "mean") -> None:
+        check_scale(scale)
         self._scale = scale
         self._generator = torch.Generator().manual_seed(seed)
 

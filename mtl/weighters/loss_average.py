@@ -60,7 +60,7 @@ class InitialLosses:
     """
 
     def __init__(self, num_tasks: int) -> None:
-        self._loss_T = [math.nan] * num_tasks
+        self._loss_T: list[float | None] = [None] * num_tasks
 
     def add(self, feedback: TaskFeedback) -> None:
         """Keeps what comes first of each task."""
@@ -68,16 +68,16 @@ class InitialLosses:
         found = {task: scores["loss"] for task, scores in validation.items() if "loss" in scores}
         found |= dict(zip(feedback.tasks, feedback.losses_M.tolist(), strict=True))
         for task, loss in found.items():
-            if math.isnan(self._loss_T[task]):
+            if self._loss_T[task] is None and math.isfinite(loss):
                 self._loss_T[task] = float(loss)
 
     @property
     def loss_T(self) -> Tensor:
         """The losses; NaN where there has been none yet."""
-        return torch.tensor(self._loss_T, dtype=torch.float64)
+        return torch.tensor([math.nan if loss is None else loss for loss in self._loss_T], dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": torch.tensor(self._loss_T, dtype=torch.float64)}
+        return {"losses": list(self._loss_T)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loss_T = state["losses"].tolist()
+        self._loss_T = list(state["losses"])

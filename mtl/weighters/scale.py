@@ -13,8 +13,8 @@ from torch import Tensor
 
 def mean_one(raw_T: Tensor) -> Tensor:
     """The weights in their proportions, with mean 1; of weights that are all 0, ones."""
-    total = raw_T.sum()
-    return raw_T * (len(raw_T) / total) if total > 0 else torch.ones_like(raw_T)
+    mean = raw_T.mean()
+    return raw_T / mean if mean > 0 else torch.ones_like(raw_T)
 
 
 def redistributed(weight_T: Tensor, tasks: Sequence[int], raw_M: Tensor) -> Tensor:

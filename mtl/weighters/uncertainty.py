@@ -1,18 +1,14 @@
-"""Weights learned with the model. Shape suffixes: T tasks, M present tasks."""
+"""Weights by the uncertainty of a task. Shape suffix: M present tasks."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtl.interfaces import TaskFeedback
-
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+from mtl.weighters.learned_variance import LearnedVariance
 
 
-class Uncertainty:
+class Uncertainty(LearnedVariance):
     """Weighs each task by a learned precision: ``lambda = T exp(-s) / sum exp(-s)``.
 
     The log-variances ``s`` minimise ``sum_t exp(-s_t) L_t + s_t / 2`` over the unweighted losses, so their gradient is
@@ -34,57 +30,5 @@ class Uncertainty:
         ValueError: If the learning rate or the bound is not above 0.
     """
 
-    needs: frozenset[str] = frozenset()
-
-    def __init__(self, num_tasks: int, learning_rate: float = 0.025, max_log_variance: float = 2.0) -> None:
-        if not learning_rate > 0:
-            raise ValueError(
-                f"learning_rate: must be above 0, found {learning_rate}; for fixed weights use weighter=equal"
-            )
-        if not max_log_variance > 0:
-            raise ValueError(
-                f"max_log_variance: must be above 0, found {max_log_variance}; 2 bounds weight ratios by 55"
-            )
-        self._learning_rate = learning_rate
-        self._max_log_variance = max_log_variance
-        self._log_variance_T = torch.zeros(num_tasks, dtype=torch.float64)
-        self._exp_avg_T = torch.zeros(num_tasks, dtype=torch.float64)
-        self._exp_avg_sq_T = torch.zeros(num_tasks, dtype=torch.float64)
-        self._num_steps_T = torch.zeros(num_tasks, dtype=torch.int64)
-
-    def weights(self, feedback: TaskFeedback | None) -> Tensor:
-        return len(self._log_variance_T) * torch.softmax(-self._log_variance_T, dim=0)
-
-    def update(self, feedback: TaskFeedback) -> None:
-        """Steps the log-variances of the present tasks by Adam, each with its own step count."""
-        tasks = torch.tensor(feedback.tasks, dtype=torch.int64)
-        losses_M = feedback.losses_M.detach().to("cpu", torch.float64)
-        log_variance_M = self._log_variance_T[tasks]
-        gradient_M = 0.5 - torch.exp(-log_variance_M) * losses_M
-
-        num_steps_M = self._num_steps_T[tasks] + 1
-        steps_M = num_steps_M.to(torch.float64)  # a float to the power of an integer tensor would be float32
-        exp_avg_M = BETA1 * self._exp_avg_T[tasks] + (1 - BETA1) * gradient_M
-        exp_avg_sq_M = BETA2 * self._exp_avg_sq_T[tasks] + (1 - BETA2) * gradient_M**2
-        mean_M = exp_avg_M / (1 - BETA1**steps_M)
-        rms_M = torch.sqrt(exp_avg_sq_M / (1 - BETA2**steps_M))
-        log_variance_M = log_variance_M - self._learning_rate * mean_M / (rms_M + EPS)
-
-        self._log_variance_T[tasks] = log_variance_M.clamp(-self._max_log_variance, self._max_log_variance)
-        self._exp_avg_T[tasks] = exp_avg_M
-        self._exp_avg_sq_T[tasks] = exp_avg_sq_M
-        self._num_steps_T[tasks] = num_steps_M
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "log_variance": self._log_variance_T.clone(),
-            "exp_avg": self._exp_avg_T.clone(),
-            "exp_avg_sq": self._exp_avg_sq_T.clone(),
-            "num_steps": self._num_steps_T.clone(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._log_variance_T.copy_(state["log_variance"])
-        self._exp_avg_T.copy_(state["exp_avg"])
-        self._exp_avg_sq_T.copy_(state["exp_avg_sq"])
-        self._num_steps_T.copy_(state["num_steps"])
+    def gradient(self, log_variance_M: Tensor, losses_M: Tensor) -> Tensor:
+        return 0.5 - torch.exp(-log_variance_M) * losses_M

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from mtl.errors import UserError
 from mtl.models import FullLayout, LoraLayout
-from mtl.models.adapters import linear_layer_names
+from mtl.models.lora_config import linear_layer_names
 
 IDS = torch.arange(24).view(2, 12) * 7 % 258
 NAMES = ["plain", "情感 🙂", "with.dots"]

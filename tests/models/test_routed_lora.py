@@ -16,8 +16,9 @@ from mtl.distributed import Distributed
 from mtl.gradients import Backward, routing_is_exact
 from mtl.interfaces import Segment
 from mtl.models import FullLayout, LoraLayout
-from mtl.models.lora import RoutedLinear, Target, add_to_layers, dropout_mask, make_blocks, round_rate, tuner_layers
+from mtl.models.lora import RoutedLinear, add_to_layers, dropout_mask, round_rate, tuner_layers
 from mtl.models.precision import keep_float64
+from mtl.models.routes import Target, Targets, make_blocks
 
 TASKS = 4
 LAYOUTS = {
@@ -157,7 +158,7 @@ def test_dropout_belongs_to_the_step_and_leaves_the_expectation():
 
     def output(seed):
         torch.manual_seed(seed)
-        with layout.route([Segment(0, 0, 40)], gradient_1N, {0: 0}, {}), torch.no_grad():
+        with layout.route([Segment(0, 0, 40)], gradient_1N, {0: 0}, {0: torch.empty(0)}), torch.no_grad():
             return layer(x)
 
     layer.train()
@@ -200,13 +201,13 @@ def test_the_gradient_of_a_layer_with_dropout_is_autograds():
         shared = layer.lora_A["shared"].weight, layer.lora_B["shared"].weight
         loss = (expected_y * weight)[tasks == task].sum()
         for parameter, gradient in zip(shared, torch.autograd.grad(loss, shared, retain_graph=True), strict=True):
-            start = layer.offsets["shared"][0 if parameter is shared[0] else 1]
+            start = layer.starts[id(parameter)]
             found = shared_RN[row, start : start + parameter.numel()].view_as(parameter)
             assert relative(found, gradient) < 1e-12
     (expected_y * weight).sum().backward()
     assert relative(found_x, x.grad) < 1e-12
-    start = layer.offsets["task2"][0]
     own = layer.lora_A["task2"].weight
+    start = layer.starts[id(own)]
     assert relative(private[2][start : start + own.numel()].view_as(own), own.grad) < 1e-12
 
 
@@ -238,16 +239,19 @@ def test_parameters_and_their_hooks_stay_out_of_it():
 def test_neighbours_with_the_same_targets_are_joined():
     segments = [Segment(0, 0, 4), Segment(1, 4, 6), Segment(1, 6, 9), Segment(0, 12, 15), Segment(2, 15, 20)]
     row, other = torch.zeros(2, 1)
-    shared = {0: [Target("shared", row)], 1: [Target("shared", other)], 2: [Target("own", row)]}
-    blocks = make_blocks(segments, shared)
-    assert [(block.adapters, block.positions) for block in blocks] == [
+    targets = {
+        task: Targets([Target(adapter, gradient, gradient)])
+        for task, (adapter, gradient) in enumerate([("shared", row), ("shared", other), ("own", row)])
+    }
+    blocks = make_blocks(segments, targets)
+    assert [(block.targets.key, block.positions) for block in blocks] == [
         (("shared",), slice(0, 9)),
         (("shared",), slice(12, 15)),
         (("own",), slice(15, 20)),
     ]
     assert [(span.start, span.stop) for span in blocks[0].spans] == [(0, 4), (4, 9)]
-    assert [span.targets[0].gradient_N is other for span in blocks[0].spans] == [False, True]
-    (block,) = make_blocks(segments[:3], dict.fromkeys((0, 1), shared[0]))
+    assert [span.targets.adapters[0].a_gradient_N is other for span in blocks[0].spans] == [False, True]
+    (block,) = make_blocks(segments[:3], dict.fromkeys((0, 1), targets[0]))
     assert [(span.start, span.stop) for span in block.spans] == [(0, 9)]
 
 

@@ -135,7 +135,75 @@ def test_vanishing_base_loss_stays_finite() -> None:
     assert np.isfinite(sampler.probabilities).all()
 
 
-@pytest.mark.parametrize("signal", ["gap", "loss_ratio"])
+def progress_of(*evaluations: tuple[int, dict[int, dict[str, float]]], **options: Any) -> Performance:
+    sampler = Performance(SIZES, signal="progress", floor=0.0, **options)
+    for step, results in evaluations:
+        sampler.update(TaskFeedback(step, [], [], NO_LOSSES, validation=results))
+    return sampler
+
+
+def results_of(scores: list[float], losses: list[float]) -> dict[int, dict[str, float]]:
+    return {task: {"loss": loss, "score": score} for task, (loss, score) in enumerate(zip(losses, scores, strict=True))}
+
+
+def test_progress_golden() -> None:
+    """Slopes by least squares through (0, y), (10, y), (30, y); falling scores count like rising ones."""
+    steps, scores_KT = [0, 10, 30], np.array([[0.1, 0.9, 0.5], [0.2, 0.7, 0.5], [0.5, 0.4, 0.5]])
+    sampler = progress_of(*((s, results_of(row.tolist(), [1, 1, 1])) for s, row in zip(steps, scores_KT, strict=True)))
+    slopes_T = np.abs(np.polyfit(steps, scores_KT, 1)[0])
+    np.testing.assert_allclose(sampler.signals["progress"], slopes_T, atol=1e-15)
+    np.testing.assert_allclose(sampler.probabilities, slopes_T / slopes_T.sum(), atol=1e-12)
+
+
+def test_progress_starts_from_the_square_root_of_the_sizes_until_two_evaluations() -> None:
+    start = Performance(SIZES, signal="progress", floor=0.0).probabilities
+    told_twice = progress_of((0, results_of([0.1, 0.2, 0.3], [1, 2, 3])), (0, results_of([0.1, 0.2, 0.3], [1, 2, 3])))
+    assert told_twice.probabilities == start
+    np.testing.assert_allclose(start, [1 / 6, 2 / 6, 3 / 6], rtol=1e-14)
+
+
+def test_progress_forgets_what_is_outside_the_window() -> None:
+    rows = [(0, [0.9, 0.0, 0.0]), (1, [0.1, 0.1, 0.2]), (2, [0.1, 0.2, 0.4])]
+    sampler = progress_of(*((step, results_of(scores, [1, 1, 1])) for step, scores in rows), window=2)
+    np.testing.assert_allclose(sampler.probabilities, [0, 1 / 3, 2 / 3], atol=1e-12)
+
+
+def test_progress_goes_by_relative_losses_unless_every_task_has_scores() -> None:
+    without_scores = [(0, {0: 8.0, 1: 2.0, 2: 1.0}), (5, {0: 4.0, 1: 1.5, 2: 1.25})]
+    sampler = progress_of(*((step, {t: {"loss": loss} for t, loss in row.items()}) for step, row in without_scores))
+    np.testing.assert_allclose(sampler.signals["progress"], [0.1, 0.05, 0.05], rtol=1e-12)
+    sampler = progress_of(
+        (0, results_of([0, 0, 0], [8, 2, 1])), (5, {0: {"loss": 4.0}, 1: {"loss": 1.5, "score": 1.0}})
+    )
+    np.testing.assert_allclose(sampler.signals["progress"][:2], [0.1, 0.05], rtol=1e-12)
+    assert sampler.signals["progress"][2] is None  # it counts with the mean of the others
+    np.testing.assert_allclose(sampler.probabilities, np.array([0.1, 0.05, 0.075]) / 0.225, rtol=1e-12)
+
+
+def test_no_progress_anywhere_is_uniform() -> None:
+    sampler = progress_of(*((step, results_of([0.3, 0.5, 0.7], [1, 1, 1])) for step in (0, 1, 2)))
+    assert sampler.probabilities == pytest.approx([1 / 3] * 3)
+
+
+def test_what_the_signals_need() -> None:
+    assert Performance(SIZES).needs == {"scores"}
+    assert Performance(SIZES, signal="loss_ratio").needs == frozenset()
+    assert Performance(SIZES, signal="progress").needs == {"validation"}
+
+
+def test_signals_are_the_quantities_before_the_exponent() -> None:
+    sampler = Performance(SIZES, exponent=2.0)
+    sampler.update(trained({0: 1.0}))
+    assert sampler.signals == {}
+    sampler.update(evaluated({0: 0.75, 1: None, 2: 1.0}))
+    assert sampler.signals == {"gap": [0.25, None, 0.0]}
+    sampler = Performance(SIZES, signal="loss_ratio", smoothing=0.0)
+    sampler.update(trained({0: 2.0, 1: 4.0}))
+    sampler.update(trained({1: 1.0}))
+    assert sampler.signals == {"loss_ratio": [1.0, 0.25, 1.0]}
+
+
+@pytest.mark.parametrize("signal", ["gap", "loss_ratio", "progress"])
 def test_absent_tasks_are_untouched(signal: Any) -> None:
     sampler = Performance(SIZES, signal=signal)
     sampler.update(trained({0: 1.0, 1: 2.0, 2: 3.0}))
@@ -148,7 +216,7 @@ def test_absent_tasks_are_untouched(signal: Any) -> None:
     assert after["scores"][1] == 0.3
 
 
-@pytest.mark.parametrize("signal", ["gap", "loss_ratio"])
+@pytest.mark.parametrize("signal", ["gap", "loss_ratio", "progress"])
 def test_state_round_trips_bitwise(signal: Any) -> None:
     generator = np.random.default_rng(0)
     sampler, resumed = (Performance(SIZES, signal=signal, seed=seed) for seed in (0, 1))
@@ -193,11 +261,13 @@ def test_counts_follow_the_moving_probabilities() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"signal": "loss"}, r'^signal: must be "gap" or "loss_ratio", found \'loss\'; '),
+        ({"signal": "loss"}, r'^signal: must be "gap", "loss_ratio" or "progress", found \'loss\'; '),
         ({"exponent": -1.0}, r"^exponent: must be at least 0 and finite, found -1.0; "),
         ({"floor": 1.5}, r"^floor: must be a share in \[0, 1\], found 1.5; "),
         ({"floor": float("nan")}, r"^floor: must be a share in \[0, 1\], found nan; "),
         ({"smoothing": 1.0}, r"^smoothing: must be in \[0, 1\), found 1.0; "),
+        ({"probability_smoothing": -0.1}, r"^probability_smoothing: must be in \[0, 1\), found -0.1; "),
+        ({"window": 1}, r"^window: must be at least 2 evaluations, found 1; "),
         ({"targets": 85.0}, r"^targets: must be scores in \[0, 1\], found 85.0; divide percentages by 100"),
         ({"targets": {"d": 0.5}}, r"^targets: must name tasks of the run, found 'd'; the tasks are \['a', 'b', 'c'\]"),
         ({"targets": {"a": 0.5}, "names": None}, r"^names: must be given to read targets by task name, found None; "),

@@ -1,0 +1,126 @@
+"""Adapters that groups of tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from mtl.errors import UserError
+from mtl.models.adapters import SHARED, LoraLayout, private_adapter
+from mtl.models.lora_config import lora_config
+
+
+class GroupLayout(LoraLayout):
+    """An adapter for each group of tasks, beside one for all and one for each task.
+
+    A group's adapter is part of the shared parameters: each task's gradient has its place there, which is 0 for the
+    tasks of other groups. In a step without a task of the group it stays as it is.
+
+    Args:
+        model: The base model; its linear layers are wrapped in place.
+        num_tasks: T.
+        names: The tasks' names.
+        groups: The members of each group, by a name for it; a task may be in several groups, or in none.
+        group_lora_r: Rank of each group's adapter.
+        lora_r: Rank of the adapter that every task trains; 0 for none.
+        private_lora_r: Rank of each task's own adapter; 0 for none.
+        group_lora_alpha: Scale of a group's adapter, ``group_lora_alpha / group_lora_r``; twice the rank if not given.
+        lora_alpha: The same for the shared adapter.
+        private_lora_alpha: The same for the private adapters.
+        lora_dropout: Dropout on the input of every adapter.
+        target_modules: As in :class:`LoraLayout`, and so are the next two.
+        init_lora_weights: How A begins.
+        use_rslora: Scale by ``lora_alpha / sqrt(r)``.
+        seed: Seeds the adapters' initial values.
+
+    Raises:
+        UserError: There is no group, one without a task, one with a task that the run does not have, or a task without
+            an adapter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_tasks: int,
+        names: Sequence[str],
+        *,
+        groups: Mapping[str, Sequence[str]],
+        group_lora_r: int = 8,
+        lora_r: int = 16,
+        private_lora_r: int = 0,
+        group_lora_alpha: float | None = None,
+        lora_alpha: float | None = None,
+        private_lora_alpha: float | None = None,
+        lora_dropout: float = 0.05,
+        target_modules: Sequence[str] | None = None,
+        init_lora_weights: bool | str = True,
+        use_rslora: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if group_lora_r < 1 or min(lora_r, private_lora_r) < 0:
+            raise UserError(
+                f"adapters.group_lora_r={group_lora_r}, adapters.lora_r={lora_r}, adapters.private_lora_r="
+                f"{private_lora_r}: the first must be positive and none negative. Correct the rank."
+            )
+        check_groups(groups, names)
+        self._tasks_of = {
+            f"group{g}": [list(names).index(name) for name in groups[key]] for g, key in enumerate(groups)
+        }
+        ranks = {
+            SHARED: (lora_r, lora_alpha),
+            **dict.fromkeys(self._tasks_of, (group_lora_r, group_lora_alpha)),
+            **{private_adapter(t): (private_lora_r, private_lora_alpha) for t in range(num_tasks)},
+        }
+        configs = {
+            adapter: lora_config(
+                model,
+                rank,
+                alpha,
+                lora_dropout=lora_dropout,
+                target_modules=target_modules,
+                init_lora_weights=init_lora_weights,
+                use_rslora=use_rslora,
+            )
+            for adapter, (rank, alpha) in ranks.items()
+            if rank > 0
+        }
+        members = []
+        for task, name in enumerate(names):
+            own = [group for group, tasks in self._tasks_of.items() if task in tasks]
+            members.append([adapter for adapter in (SHARED, *own, private_adapter(task)) if adapter in configs])
+            if not members[-1]:
+                raise UserError(
+                    f"adapters.groups: task {name} is in no group and has no other adapter. Put it into one, or set "
+                    "adapters.lora_r or adapters.private_lora_r."
+                )
+        self._set_up(model, configs, members, seed)
+        named = self.named_parameters()
+        self._of_group = {
+            group: [parameter for name, parameter in named.items() if group in name.split(".")]
+            for group in self._tasks_of
+        }
+
+    def idle_parameters(self, tasks: Sequence[int]) -> list[nn.Parameter]:
+        """Those of the groups without any of these tasks."""
+        return [
+            parameter
+            for group, members in self._tasks_of.items()
+            if not set(members) & set(tasks)
+            for parameter in self._of_group[group]
+        ]
+
+
+def check_groups(groups: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+    """Refuses groups that are none."""
+    if not groups:
+        raise UserError("adapters.groups: must name at least one group. Write adapters.groups.<group>=[<task>,...].")
+    for group, members in groups.items():
+        if isinstance(members, str) or not members:
+            raise UserError(f"adapters.groups.{group}={members}: must be a list of tasks. Write [<task>,...].")
+        for member in members:
+            if member not in names:
+                raise UserError(
+                    f"adapters.groups.{group}: {member} is not a task of the run, which has {', '.join(names)}. "
+                    "Correct the name."
+                )
