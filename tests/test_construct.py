@@ -71,6 +71,22 @@ def test_maker_gives_what_is_asked_for_and_cuts_mappings_to_the_tasks_at_hand():
     assert partial.keywords["targets"] == {"a": 1, "b": 2}
 
 
+class Wrapper:
+    def __init__(self, inner, factor=1.0, seed=0):
+        self.inner, self.factor, self.seed = inner, factor, seed
+
+
+def test_maker_makes_an_option_that_is_an_object_anew_each_time_and_gives_it_what_it_asks_for():
+    inner = functools.partial(Lever, temperature=3.0)
+    maker = Maker("sampler", functools.partial(Wrapper, inner=inner), ("sizes", "names", "seed"), ["a"])
+    first, second = (maker(sizes=[1], names=["a"], seed=seed) for seed in (4, 5))
+    assert (first.inner.sizes, first.inner.temperature) == ([1], 3.0)
+    assert (first.seed, second.seed) == (4, 5)
+    assert first.inner is not second.inner
+    with pytest.raises(UserError, match=r"sampler\.inner\.temprature: there is no such option\. Did you mean temp"):
+        Maker("sampler", functools.partial(Wrapper, inner=functools.partial(Lever, temprature=1)), ("sizes",), ["a"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

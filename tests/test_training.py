@@ -1,6 +1,7 @@
 """The loop: shares and weights act, absent tasks are absent, the two paths agree, stages and early stopping."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,14 +9,15 @@ import torch
 from omegaconf import OmegaConf
 
 from mtl.distributed import Distributed
+from mtl.gradients import group_sizes
 from mtl.interrupt import StopSignal
 from mtl.job import evaluate_before, make_accelerator
 from mtl.prepare import prepare
 from mtl.run import RunState
 from mtl.samplers.draws import FixedMixture
 from mtl.stages import Stage, evaluation_steps
-from mtl.step import draw_batch, shares, training_step
-from mtl.surgery import GramianSurgery
+from mtl.step import batch_of, draw_batch, shares, training_step
+from mtl.surgery import GramianSurgery, UPGrad
 from mtl.train import composed, settings_of
 from mtl.training import begin_stage, end_stage, run_stages, track_best
 from mtl.weighters import Static
@@ -261,3 +263,134 @@ def test_every_option_of_the_schema_reaches_options():
     groups |= {"stages", "launch"}
     other = {"stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
     assert set(OmegaConf.to_container(config)) == set(Options.__dataclass_fields__) | groups | other
+
+
+class Recorder:
+    """A weighter that keeps what it is told."""
+
+    def __init__(self, num_tasks, needs):
+        self.needs = frozenset(needs)
+        self.asked, self.told = [], []
+        self._weight_T = torch.ones(num_tasks, dtype=torch.float64)
+
+    def weights(self, feedback):
+        self.asked.append(feedback)
+        return self._weight_T
+
+    def update(self, feedback):
+        self.told.append(feedback)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize("surgery", ["mean", "pcgrad"])
+@pytest.mark.parametrize("layout", ["shared", "shared_and_per_task"])
+def test_losses_after_the_step_are_those_of_the_same_examples_under_the_same_masks(prepared, surgery, layout):
+    run = prepared(f"adapters={layout}", f"surgery={surgery}", "adapters.lora_dropout=0.4")
+    parts = begin_stage(run)
+    run.model.train()
+    parts.weighter = Recorder(3, {"losses_after"})
+    rate = parts.optimizer.param_groups[0]["lr"]
+    for group in parts.optimizer.param_groups:
+        group["lr"] = 0.0
+    training_step(run, parts)
+    told = parts.weighter.told[-1]
+    assert torch.equal(told.losses_after_M, told.losses_M), "without a step nothing has changed, not even a mask"
+    assert parts.weighter.asked == [None]
+
+    for group in parts.optimizer.param_groups:
+        group["lr"] = 100 * rate
+    taken = []
+    parts.optimizer.register_step_post_hook(lambda *_: taken.append(flat(run.layout.parameters())))
+    run.state.step = 1
+    outcome = training_step(run, parts)
+    told = parts.weighter.told[-1]
+    assert not torch.equal(told.losses_after_M, told.losses_M)
+    assert torch.equal(taken[0], flat(run.layout.parameters())), "looking back must not train"
+    batch = batch_of(run, outcome.rows)
+    again = run.backward(batch, torch.ones(3), step=1, apart=surgery != "mean")
+    torch.testing.assert_close(told.losses_after_M, again.losses_M, rtol=1e-12, atol=0)
+    assert all(parameter.grad is None for parameter in run.layout.parameters())
+
+
+def test_who_needs_the_losses_is_asked_after_the_backward(prepared):
+    run = prepared("adapters=shared")
+    parts = begin_stage(run)
+    parts.weighter = Recorder(3, {"losses"})
+    outcome = training_step(run, parts)
+    (feedback,) = parts.weighter.asked
+    assert torch.equal(feedback.losses_M, outcome.losses_M)
+    assert outcome.gramian_MM is not None
+    assert parts.weighter.told[-1].losses_after_M is None
+
+
+def test_a_weighter_by_current_losses_weighs_this_step(prepared):
+    run = prepared("adapters=shared", "weighter=gls", "sampler=equal")
+    outcome = training_step(run, begin_stage(run))
+    expected = 1 / outcome.losses_M
+    torch.testing.assert_close(outcome.weights_T, 3 * expected / expected.sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("granularity", "number"), [("layer", 2), ("module", 14)])
+def test_surgery_of_groups_is_that_of_each_alone(prepared, granularity, number):
+    run = prepared("adapters=shared", "surgery=upgrad", "sampler=equal", f"surgery_granularity={granularity}")
+    parts = begin_stage(run)
+    applied, rows = [], []
+    parts.optimizer.register_step_pre_hook(
+        lambda *_: applied.append(torch.cat([p.grad.flatten() for p in run.layout.shared_parameters()]))
+    )
+    whole = type(parts.surgery).__call__
+
+    def recording(self, grads_MN, tasks=None):
+        rows.append(grads_MN.clone())
+        return whole(self, grads_MN, tasks)
+
+    with mock.patch.object(type(parts.surgery), "__call__", recording):
+        run_options = training_step(run, parts)
+    assert run_options.coefficients_M is None
+    sizes = group_sizes(run.layout, granularity)
+    assert len(sizes) == number
+    expected = torch.cat([UPGrad()(columns) for columns in rows[0].split(sizes, dim=1)])
+    expected *= min(1.0, 1.0 / (float(expected.norm()) + 1e-6))
+    torch.testing.assert_close(applied[0], expected, rtol=1e-9, atol=1e-12)
+    assert relative(expected, UPGrad()(rows[0])) > 1e-3, "the groups should make a difference"
+
+
+def test_coefficients_are_kept_between_solves(prepared):
+    run = prepared("adapters=shared", "surgery=mgda", "sampler=equal", "surgery_every=3")
+    parts = begin_stage(run)
+    found = [training_step(run, parts).coefficients_M for _ in range(4)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])
+
+
+def test_a_group_without_a_present_task_keeps_its_adapter_and_moments_bitwise(prepared):
+    run = prepared(
+        "adapters=task_groups", "adapters.groups.left=[one,two]", "adapters.groups.right=[three]", "surgery=pcgrad"
+    )
+    parts = begin_stage(run)
+    training_step(run, parts)
+    idle = run.layout.idle_parameters([0, 1])
+    assert len(idle) == 2 * 14
+    before = flat(idle), [{k: v.clone() for k, v in parts.optimizer.state[p].items()} for p in idle]
+    parts.sampler = FixedMixture(np.array([1.0, 1.0, 0.0]), seed=0)
+    for _ in range(3):
+        training_step(run, parts)
+    assert torch.equal(flat(idle), before[0])
+    for parameter, state in zip(idle, before[1], strict=True):
+        assert all(torch.equal(parts.optimizer.state[parameter][key], value) for key, value in state.items())
+
+
+def test_the_log_says_what_the_sampler_goes_by(prepared):
+    run = prepared("adapters=shared", "sampler=performance", "sampler.signal=loss_ratio")
+    run_stages(run)
+    records = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if "loss" in record][-1]
+    assert last["signal"].keys() == {"loss_ratio"}
+    assert last["signal"]["loss_ratio"].keys() == {"one", "two", "three"}
+    assert all(0 < ratio < 2 for ratio in last["signal"]["loss_ratio"].values())

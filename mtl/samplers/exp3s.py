@@ -12,18 +12,14 @@ from numpy.typing import NDArray
 from mtl.interfaces import TaskFeedback
 from mtl.samplers.draws import checked_sizes
 from mtl.samplers.moving import MovingMixture, softmax
-from mtl.samplers.reservoir import Reservoir
-from mtl.samplers.rewards import Reward, reward_source
-
-# Rewards that lie closer together than this differ by rounding only.
-MIN_SPREAD = 1e-12
+from mtl.samplers.rewards import reward_source
+from mtl.samplers.running_scale import RunningScale
 
 
 class Exp3S(MovingMixture):
     """Samples the tasks more often that training on brings more now: ``p = (1 - floor) softmax(w) + floor / T``.
 
-    Every reward is rescaled to r in [-1, 1] by the 20 % and 80 % quantiles of all rewards so far, of which a random
-    sample is kept. With the estimates ``e_t = (r_t n_t / B + beta) / p_t``, where n_t of the B examples are the task's,
+    Every reward is rescaled to r in [-1, 1] by the 20 % and 80 % quantiles of all rewards so far. With the estimates ``e_t = (r_t n_t / B + beta) / p_t``, where n_t of the B examples are the task's,
     and ``alpha = 1 / k`` at the k-th log-weights, some of every task's weight is handed to the others, so that a task
     that was of no use can come back::
 
@@ -31,12 +27,13 @@ class Exp3S(MovingMixture):
 
     Source: Graves et al., "Automated Curriculum Learning for Neural Networks", ICML 2017, sec. 2.2 and 2.3, after
     Exp3.S of Auer et al. (2002). Deviations: a step draws B arms at once; the fall of the loss is taken relative to the
-    loss, not to the length of the example.
+    loss and to the task's share of the step, not to the length of the example.
 
     Args:
         sizes: Training examples of each task [T]; only their number matters.
         reward: ``"loss_decrease"``: relative fall of the loss of a step's examples by that step, which costs a forward
-            more per step; ``"gap_closed"``: relative fall of the validation loss from one evaluation to the next.
+            more per step; ``"gap_closed"``: relative fall of the validation loss from one evaluation to the next. Both
+            per example: a task is not worth more because more of it was drawn.
         eta: Step size, above 0. The paper's suits some 1e5 steps.
         beta: Added to every reward, at least 0; raises the tasks that are sampled little.
         floor: The paper's epsilon, in (0, 1]: share of the examples that is spread evenly over all tasks.
@@ -72,7 +69,7 @@ class Exp3S(MovingMixture):
         self.needs = self._rewards.needs
         self._eta = eta
         self._beta = beta
-        self._reservoir = Reservoir(reservoir_size, seed)
+        self._scale = RunningScale(reservoir_size, seed)
         self._log_weights_T = np.zeros(num_tasks)
         self._index = 1  # of these log-weights: the paper calls the first ones w_1
         super().__init__(np.ones(num_tasks), floor=floor, warmup=warmup, smoothing=smoothing, seed=seed)
@@ -81,7 +78,7 @@ class Exp3S(MovingMixture):
         reward = self._rewards.collect(feedback, self.probabilities)
         if reward is None:
             return None
-        rewards_M = self._rescaled(reward)
+        rewards_M = 2 * self._scale(reward.gains_M) - 1
         estimates_T = self._beta / np.array(self.probabilities)
         estimates_T[list(reward.tasks)] += rewards_M * reward.importance_M
         self._index += 1
@@ -89,17 +86,12 @@ class Exp3S(MovingMixture):
         self._note("reward", dict(zip(reward.tasks, rewards_M.tolist(), strict=True)))
         return softmax(self._log_weights_T)
 
-    def _rescaled(self, reward: Reward) -> NDArray[np.float64]:
-        self._reservoir.add(reward.falls_M.tolist())
-        low, high = self._reservoir.quantiles(0.2, 0.8)
-        return ((2 * reward.falls_M - low - high) / max(high - low, MIN_SPREAD)).clip(-1, 1)
-
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
             "log_weights": self._log_weights_T.tolist(),
             "index": self._index,
-            "reservoir": self._reservoir.state_dict(),
+            "scale": self._scale.state_dict(),
             "rewards": self._rewards.state_dict(),
         }
 
@@ -107,7 +99,7 @@ class Exp3S(MovingMixture):
         super().load_state_dict(state)
         self._log_weights_T = np.array(state["log_weights"])
         self._index = state["index"]
-        self._reservoir.load_state_dict(state["reservoir"])
+        self._scale.load_state_dict(state["scale"])
         self._rewards.load_state_dict(state["rewards"])
 
 

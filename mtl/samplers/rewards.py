@@ -16,16 +16,19 @@ class Reward(NamedTuple):
     """Rewards of the tasks that were drawn; an absent task has not been pulled and has none.
 
     A step draws ``n_t`` of its B examples from task t where the bandits of the papers draw one arm, so ``n_t / B``
-    takes the place of the indicator in the importance-weighted estimate ``r_t (n_t / B) / p_t`` of ``r_t``.
+    takes the place of the indicator in the importance-weighted estimate ``r_t (n_t / B) / p_t`` of the reward of an
+    arm. Many examples bring the loss down further than few, so the reward of one draw is the fall per example;
+    otherwise the tasks that happen to be drawn more would be drawn ever more.
 
     Args:
         tasks: The M tasks.
-        falls_M: ``r_t``: relative fall of the loss, at most 1; below 0 if it rose.
+        gains_M: Relative fall of the loss, as if by an equal share of the examples: times ``B / (T n_t)``. Below 0 if
+            the loss rose.
         importance_M: ``(n_t / B) / p_t``.
     """
 
     tasks: Sequence[int]
-    falls_M: NDArray[np.float64]
+    gains_M: NDArray[np.float64]
     importance_M: NDArray[np.float64]
 
 
@@ -60,12 +63,12 @@ class LossDecrease:
         if feedback.losses_after_M is None:
             raise ValueError("losses_after_M: must be given for rewards by loss_decrease, found None; use gap_closed")
         tasks = np.array(feedback.tasks)
-        share_M = np.array(feedback.counts_M) / sum(feedback.counts_M)
+        shares_M = np.array(feedback.counts_M) / sum(feedback.counts_M)
         before_M, after_M = np.array(feedback.losses_M.tolist()), np.array(feedback.losses_after_M.tolist())
         finite = np.isfinite(after_M)  # a step may throw a loss beyond all bounds, and the weights would keep it
-        falls_M = relative_fall(before_M[finite], after_M[finite])
-        importance_M = share_M[finite] / np.array(probabilities)[tasks[finite]]
-        return Reward(tasks[finite].tolist(), falls_M, importance_M) if finite.any() else None
+        gains_M = relative_fall(before_M, after_M) / (self._num_tasks * shares_M)
+        importance_M = shares_M / np.array(probabilities)[tasks]
+        return Reward(tasks[finite].tolist(), gains_M[finite], importance_M[finite]) if finite.any() else None
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -90,22 +93,25 @@ class GapClosed:
         self._losses_T: list[float | None] = [None] * num_tasks
         self._counts_T = np.zeros(num_tasks)
         self._expected_T = np.zeros(num_tasks)
+        self._totals_T = np.zeros(num_tasks)  # examples of all tasks since the task's last evaluation
 
     def collect(self, feedback: TaskFeedback, probabilities: Sequence[float]) -> Reward | None:
         """Counts the examples of a step that was drawn with these probabilities; the rewards of an evaluation."""
         if feedback.tasks:
             self._counts_T[list(feedback.tasks)] += feedback.counts_M
             self._expected_T += sum(feedback.counts_M) * np.array(probabilities)
+            self._totals_T += sum(feedback.counts_M)
         losses = validation_losses(feedback)
         pulled = {
             task: before for task in losses if (before := self._losses_T[task]) is not None and self._counts_T[task]
         }
         tasks = list(pulled)
         falls_M = relative_fall(np.array(list(pulled.values())), np.array([losses[task] for task in tasks]))
-        reward = Reward(tasks, falls_M, self._counts_T[tasks] / self._expected_T[tasks])
+        gains_M = falls_M * self._totals_T[tasks] / (len(self._losses_T) * self._counts_T[tasks])
+        reward = Reward(tasks, gains_M, self._counts_T[tasks] / self._expected_T[tasks])
         for task, loss in losses.items():
             self._losses_T[task] = loss
-            self._counts_T[task] = self._expected_T[task] = 0
+            self._counts_T[task] = self._expected_T[task] = self._totals_T[task] = 0
         return reward if tasks else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,12 +119,14 @@ class GapClosed:
             "losses": list(self._losses_T),
             "counts": self._counts_T.tolist(),
             "expected": self._expected_T.tolist(),
+            "totals": self._totals_T.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._losses_T = list(state["losses"])
         self._counts_T = np.array(state["counts"])
         self._expected_T = np.array(state["expected"])
+        self._totals_T = np.array(state["totals"])
 
 
 SOURCES: dict[str, Callable[[int], RewardSource]] = {"loss_decrease": LossDecrease, "gap_closed": GapClosed}

@@ -90,6 +90,7 @@ def farthest(space: CosineSpace, mean_K: NDArray[np.float64], radius: float) -> 
     return best_K * (radius / distance) if distance > 0 else best_K
 
 
+@np.errstate(over="ignore", invalid="ignore")  # norms more than 150 decades apart are left to the bisection
 def level_of_length(
     space: CosineSpace, x_K: NDArray[np.float64], inner_K: NDArray[np.float64], radius: float
 ) -> float | None:

@@ -44,7 +44,10 @@ def nonnegative_qp(c_KK: Matrix, q_K: Vector, *, stop_below: float = -math.inf) 
     proximal = FIRST_PROXIMAL
     active_K = q_K > 0
     for _ in range(MAX_PROXIMAL_STEPS):
-        new_K, active_K = strictly_convex(c_KK + proximal * np.eye(len(q_K)), q_K + proximal * x_K, active_K)
+        regular_KK = c_KK + proximal * np.eye(len(q_K))
+        new_K, active_K, solved = strictly_convex(regular_KK, q_K + proximal * x_K, active_K)
+        if not solved and proximal < FIRST_PROXIMAL:
+            break  # rounding has the exchanges go in circles: the solution before is as good as it gets
         moved = proximal * np.abs(new_K - x_K).max()
         proximal = max(proximal / 10, LAST_PROXIMAL)
         x_K = new_K
@@ -53,8 +56,8 @@ def nonnegative_qp(c_KK: Matrix, q_K: Vector, *, stop_below: float = -math.inf) 
     return x_K
 
 
-def strictly_convex(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> tuple[Vector, NDArray[np.bool_]]:
-    """``argmin x^T A x / 2 - q^T x`` over ``x >= 0`` for a positive definite A, and which x are not held at 0.
+def strictly_convex(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> tuple[Vector, NDArray[np.bool_], bool]:
+    """``argmin x^T A x / 2 - q^T x`` over ``x >= 0`` for a positive definite A, which x are not held at 0, and success.
 
     Every step solves for the active variables and then exchanges all that break a condition (an active one below 0, a
     gradient below 0 at one that is not active); where that does not bring their number down for three steps, only the
@@ -80,7 +83,7 @@ def strictly_convex(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> t
         broken_K = np.where(active_K, x_K < 0, gradient_K < -tolerance)
         num_broken = int(broken_K.sum())
         if num_broken == 0:
-            break
+            return x_K, active_K, True
         if num_broken < fewest:
             fewest, patience = num_broken, 3
         elif patience > 0:
@@ -89,4 +92,4 @@ def strictly_convex(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> t
             last = np.flatnonzero(broken_K)[-1]
             broken_K = np.arange(len(q_K)) == last
         active_K ^= broken_K
-    return np.maximum(x_K, 0.0), active_K
+    return np.maximum(x_K, 0.0), active_K, False

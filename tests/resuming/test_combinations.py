@@ -24,6 +24,7 @@ VARIANTS = {
     "sampler=specified": [[f"sampler.probabilities.{task}={p}" for task, p in zip(TASKS, (5, 3, 2), strict=True)]],
     "sampler=performance": [[f"sampler.signal={signal}"] for signal in ("gap", "loss_ratio", "progress")],
     "sampler=exp3": [[f"sampler.reward={reward}"] for reward in ("loss_decrease", "gap_closed")],
+    "surgery=pcgrad": [[], ["surgery_granularity=module"], ["surgery_every=2"]],
     "adapters=task_groups": [["adapters.groups.some=[small,large]"]],
 }
 UNINSTALLED = [] if find_spec("torchjd") else ["surgery=torchjd"]

@@ -13,12 +13,12 @@ import torch
 from mtl.interfaces import TaskFeedback
 from mtl.samplers import Exp3, Exp3S
 from mtl.samplers.exp3s import shared_out
-from mtl.samplers.reservoir import Reservoir
 from mtl.samplers.rewards import GapClosed, LossDecrease
+from mtl.samplers.running_scale import RunningScale
 
 
 def trained(counts: dict[int, int], falls: dict[int, float], step: int = 0, loss: float = 2.0) -> TaskFeedback:
-    """A step that took the present tasks' losses down by these shares."""
+    """A step that took the present tasks' losses down by these shares of them."""
     tasks = list(counts)
     before = torch.full((len(tasks),), loss, dtype=torch.float64)
     after = torch.tensor([loss * (1 - falls[task]) for task in tasks], dtype=torch.float64)
@@ -31,33 +31,37 @@ def evaluated(losses: dict[int, float], step: int = 0) -> TaskFeedback:
 
 
 def test_exp3_golden() -> None:
-    """gamma / T = 0.1 times (1/4) / (1/3) times 0.5 for the first task, a loss that rose counts 0."""
+    """gamma / T = 0.1 times (1/4) / (1/3) times the reward 1 for the first task; the lowest reward so far counts 0."""
     sampler = Exp3([1, 1, 1], gamma=0.3)
     assert sampler.probabilities == pytest.approx([1 / 3] * 3, rel=1e-14)
     sampler.update(trained({0: 1, 2: 3}, {0: 0.5, 2: -0.2}))
-    assert sampler.state_dict()["log_weights"] == pytest.approx([0.0375, 0, 0], rel=1e-12)
-    weights = np.array([math.exp(0.0375), 1, 1])
+    assert sampler.state_dict()["log_weights"] == pytest.approx([0.075, 0, 0], rel=1e-12)
+    weights = np.array([math.exp(0.075), 1, 1])
     np.testing.assert_allclose(sampler.probabilities, 0.7 * weights / weights.sum() + 0.1, rtol=1e-12)
-    assert sampler.signals == {"reward": [pytest.approx(0.5), None, 0.0]}
+    assert sampler.signals == {"reward": [1.0, None, 0.0]}
 
 
 def test_exp3_is_the_algorithm_of_the_paper_where_a_step_is_one_draw() -> None:
-    """Auer et al. (2002), Fig. 1, by products of weights as printed there."""
+    """Auer et al. (2002), Fig. 1, by products of weights as printed there, with rewards scaled by their quantiles."""
     generator, gamma, num_tasks = np.random.default_rng(0), 0.2, 4
-    sampler, weights = Exp3([1] * num_tasks, gamma=gamma), np.ones(num_tasks)
+    sampler, weights, history = Exp3([1] * num_tasks, gamma=gamma), np.ones(num_tasks), []
     for step in range(300):
         p = (1 - gamma) * weights / weights.sum() + gamma / num_tasks
-        np.testing.assert_allclose(sampler.probabilities, p, rtol=1e-10)
-        arm, reward = sampler.counts(1).index(1), float(generator.random())
+        np.testing.assert_allclose(sampler.probabilities, p, rtol=1e-9)
+        arm, raw = sampler.counts(1).index(1), float(generator.random())
+        history.append(raw)
+        low, high = np.quantile(history, [0.2, 0.8])
+        reward = 0.5 if low == high else float(np.clip((raw - low) / (high - low), 0, 1))
         weights[arm] *= math.exp(gamma * (reward / p[arm]) / num_tasks)
-        sampler.update(trained({arm: 1}, {arm: reward}, step))
+        sampler.update(trained({arm: 1}, {arm: raw}, step))
 
 
 @pytest.mark.parametrize(("num_steps", "gamma"), [(1000, 0.098395), (200, 0.220017), (3, 1.0)])
 def test_exp3_takes_its_step_size_from_the_number_of_steps(num_steps: int, gamma: float) -> None:
     sampler = Exp3([1] * 8, num_steps=num_steps)
     sampler.update(trained({0: 4}, {0: 1.0}))
-    assert sampler.state_dict()["log_weights"][0] == pytest.approx(gamma, abs=6e-7)  # (gamma / T) / (1 / T)
+    # (gamma / T) / (1 / T) times a reward of a half, since there is no other to compare it with
+    assert 2 * sampler.state_dict()["log_weights"][0] == pytest.approx(gamma, abs=6e-7)
 
 
 def test_exp3_floor_apart_from_gamma() -> None:
@@ -72,8 +76,7 @@ def test_exp3s_golden() -> None:
     sampler = Exp3S([1, 1, 1], eta=0.1)
     state = sampler.state_dict()
     state["index"] = 9
-    state["reservoir"]["values"] = [0.1] * 9
-    state["reservoir"]["num_added"] = 9
+    state["scale"] |= {"kept": [0.1] * 9, "num_values": 9}
     sampler.load_state_dict(state)
     sampler.update(trained({1: 1}, {1: 0.5}))
     np.testing.assert_allclose(sampler.state_dict()["log_weights"], [0.017342, 0.27374, 0.017342], atol=6e-7)
@@ -136,7 +139,7 @@ def test_a_single_task_has_rewards_and_keeps_everything() -> None:
 
 
 def test_importance_weights_average_to_1() -> None:
-    """So the estimate of a constant reward is that reward, however rarely its task is drawn."""
+    """So the estimate of a constant reward of an example is that reward, however rarely its task is drawn."""
     source, sampler = LossDecrease(3), Exp3([1, 1, 1], gamma=1.0)
     state = sampler.state_dict()
     state["probabilities"] = [0.9, 0.08, 0.02]
@@ -144,10 +147,12 @@ def test_importance_weights_average_to_1() -> None:
     total, num_steps = np.zeros(3), 2_000
     for step in range(num_steps):
         counts = {task: n for task, n in enumerate(sampler.counts(4)) if n}
-        reward = source.collect(trained(counts, dict.fromkeys(range(3), 0.4), step), sampler.probabilities)
+        falls = {task: 0.03 * n for task, n in counts.items()}
+        reward = source.collect(trained(counts, falls, step), sampler.probabilities)
         assert reward is not None
-        total[list(reward.tasks)] += reward.falls_M * reward.importance_M
-    np.testing.assert_allclose(total / num_steps, 0.4, rtol=0.01)
+        np.testing.assert_allclose(reward.gains_M, 0.03 * 4 / 3)  # what an equal share would have brought
+        total[list(reward.tasks)] += reward.gains_M * reward.importance_M
+    np.testing.assert_allclose(total / num_steps, 0.04, rtol=0.01)
 
 
 def test_gap_closed_golden() -> None:
@@ -159,7 +164,7 @@ def test_gap_closed_golden() -> None:
     reward = source.collect(evaluated({0: 3.0, 1: 2.5, 2: 0.5}), p)
     assert reward is not None
     assert list(reward.tasks) == [0, 1]  # the third was not drawn
-    np.testing.assert_allclose(reward.falls_M, [0.25, -0.25])
+    np.testing.assert_allclose(reward.gains_M, [0.25 * 20 / (3 * 11), -0.25 * 20 / (3 * 9)])
     np.testing.assert_allclose(reward.importance_M, [11 / 11, 9 / 6])
     assert source.collect(evaluated({0: 1.0, 1: 1.0, 2: 0.1}), p) is None  # nothing was drawn since
 
@@ -172,7 +177,7 @@ def test_gap_closed_of_a_task_that_an_evaluation_left_out() -> None:
     source.collect(trained({0: 1, 1: 1}, {0: 0, 1: 0}), p)
     reward = source.collect(evaluated({0: 2.0, 1: 1.0}), p)
     assert reward is not None
-    np.testing.assert_allclose(reward.falls_M, [0.5, 0.5])
+    np.testing.assert_allclose(reward.gains_M, [0.5 * 2 / (2 * 1), 0.5 * 6 / (2 * 4)])
     np.testing.assert_allclose(reward.importance_M, [1 / 1, 4 / 3])
 
 
@@ -188,30 +193,35 @@ def test_tiny_losses_are_no_reward() -> None:
     """A loss of 1e-9 that halves has closed nothing."""
     reward = LossDecrease(1).collect(trained({0: 1}, {0: 0.5}, loss=1e-9), [1.0])
     assert reward is not None
-    assert reward.falls_M[0] < 1e-5
+    assert reward.gains_M[0] < 1e-5
 
 
-def test_reservoir_is_a_uniform_sample_of_bounded_size() -> None:
+def test_the_scale_keeps_a_uniform_sample_of_bounded_size() -> None:
     kept = np.zeros(60)
     for seed in range(2_000):
-        reservoir = Reservoir(6, seed)
-        reservoir.add(range(60))
-        values = reservoir.state_dict()["values"]
+        scale = RunningScale(6, seed)
+        for values in np.arange(60.0).reshape(30, 2):
+            scale(values)
+        values = scale.state_dict()["kept"]
         assert len(values) == 6
         kept[np.array(values, dtype=int)] += 1
     assert np.abs(kept - 200).max() < 4.5 * math.sqrt(200)
 
 
-def test_reservoir_quantiles_and_state() -> None:
-    reservoir, resumed = Reservoir(50, 0), Reservoir(50, 9)
-    reservoir.add(np.random.default_rng(0).random(500))
-    low, high = reservoir.quantiles(0.2, 0.8)
-    assert low == pytest.approx(0.2, abs=0.2)
-    assert high == pytest.approx(0.8, abs=0.2)
-    resumed.load_state_dict(json.loads(json.dumps(reservoir.state_dict())))
-    for one in (reservoir, resumed):
-        one.add(np.random.default_rng(1).random(300))
-    assert reservoir.state_dict() == resumed.state_dict()
+def test_the_scale_goes_from_the_low_to_the_high_quantile() -> None:
+    scale = RunningScale(1000, 0)
+    assert scale(np.array([7.0])).tolist() == [0.5]
+    scale(np.arange(101.0))
+    np.testing.assert_allclose(scale(np.array([-5.0, 19.0, 50.0, 65.0, 200.0])), [0, 0, 0.5, 0.75, 1], atol=0.02)
+
+
+def test_the_scale_goes_on_after_a_resume() -> None:
+    scale, resumed = RunningScale(50, 0), RunningScale(50, 9)
+    scale(np.random.default_rng(0).random(500))
+    resumed.load_state_dict(json.loads(json.dumps(scale.state_dict())))
+    for one in (scale, resumed):
+        one(np.random.default_rng(1).random(300))
+    assert scale.state_dict() == resumed.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import mtl.weighters
 from mtl.interfaces import LossWeighter, TaskFeedback
 
 NUM_TASKS = 5
-PROVIDED = {"losses", "losses_after", "gramian", "validation"}
+PROVIDED = {"losses", "losses_after", "gramian", "validation", "scores"}
 RANDOM = {"RLW"}
 FIXED = {"Equal", "Static"}
 # The weights of all T tasks follow from the state of all, so their mean of 1 moves those of absent tasks too, and of
