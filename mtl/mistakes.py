@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import re
 
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from yaml import MarkedYAMLError
 
 from mtl.construct import did_you_mean
@@ -27,6 +33,8 @@ def explained(error: BaseException, place: str = "") -> str | None:
             return f"{place}{error.full_key}={error.value}: must be {rule}. Correct the value."
         case ValidationError() if "not Optional" in first_line:
             return f"{place}{error.full_key}=null: must have a value. Leave it out for the default."
+        case MissingMandatoryValue():
+            return f"{place}{error.full_key}: must be given. Set {error.full_key}=<value>, or several below it."
         case OmegaConfBaseException():
             return f"{place}{error.full_key}: {first_line}. Correct the value."
         case MarkedYAMLError(problem_mark=mark) if mark:

@@ -32,9 +32,11 @@ def steps(folder):
     return [record for record in records if "loss" in record]
 
 
-@pytest.mark.parametrize("layout", ["shared_and_per_task", "full"])
+@pytest.mark.parametrize("layout", ["shared_and_per_task", "full", "experts", "task_groups"])
 def test_two_processes_train_like_one(tmp_path, command, layout, launch):
     command = [*command, f"adapters={layout}"]
+    if layout == "task_groups":
+        command.append("adapters.groups.some=[one,two]")
     if layout != "full":
         command.append("adapters.lora_dropout=0")
     launch(1, *command, f"output_dir={tmp_path / 'one'}")

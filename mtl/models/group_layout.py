@@ -85,11 +85,12 @@ class GroupLayout(LoraLayout):
             for adapter, (rank, alpha) in ranks.items()
             if rank > 0
         }
-        members = []
-        for task, name in enumerate(names):
-            own = [group for group, tasks in self._tasks_of.items() if task in tasks]
-            members.append([adapter for adapter in (SHARED, *own, private_adapter(task)) if adapter in configs])
-            if not members[-1]:
+        members = [
+            [adapter for adapter in (SHARED, *self._groups_of(task), private_adapter(task)) if adapter in configs]
+            for task in range(num_tasks)
+        ]
+        for name, adapters in zip(names, members, strict=True):
+            if not adapters:
                 raise UserError(
                     f"adapters.groups: task {name} is in no group and has no other adapter. Put it into one, or set "
                     "adapters.lora_r or adapters.private_lora_r."
@@ -100,6 +101,9 @@ class GroupLayout(LoraLayout):
             group: [parameter for name, parameter in named.items() if group in name.split(".")]
             for group in self._tasks_of
         }
+
+    def _groups_of(self, task: int) -> list[str]:
+        return [group for group, tasks in self._tasks_of.items() if task in tasks]
 
     def idle_parameters(self, tasks: Sequence[int]) -> list[nn.Parameter]:
         """Those of the groups without any of these tasks."""

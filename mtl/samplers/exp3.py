@@ -20,9 +20,9 @@ class Exp3(MovingMixture):
     """Samples the tasks more often that training on brings more: ``p = (1 - gamma) softmax(w) + gamma / T``.
 
     Every reward, rescaled to ``r_t`` in [0, 1] by the 20 % and 80 % quantiles of all rewards so far, adds
-    ``(gamma / T) r_t (n_t / B) / p_t`` to the task's log-weight ``w_t``, where n_t of the B examples are the task's: the
-    importance-weighted estimate, which does not favour the tasks that are sampled much. An absent task's log-weight
-    stays as it is. All tasks start alike.
+    ``(gamma / T) r_t (n_t / B) / p_t`` to the task's log-weight ``w_t``, where n_t of the B examples are the task's.
+    That is the importance-weighted estimate, which does not favour the tasks that are sampled much. An absent task's
+    log-weight stays as it is. All tasks start alike.
 
     Source: Auer et al., "The Nonstochastic Multiarmed Bandit Problem", SIAM J. Computing 32 (2002), Fig. 1. Deviations:
     a step draws B arms at once; the quantiles take the place of a known range of the rewards (after Graves et al., ICML

@@ -19,9 +19,9 @@ from mtl.samplers.running_scale import RunningScale
 class Exp3S(MovingMixture):
     """Samples the tasks more often that training on brings more now: ``p = (1 - floor) softmax(w) + floor / T``.
 
-    Every reward is rescaled to r in [-1, 1] by the 20 % and 80 % quantiles of all rewards so far. With the estimates ``e_t = (r_t n_t / B + beta) / p_t``, where n_t of the B examples are the task's,
-    and ``alpha = 1 / k`` at the k-th log-weights, some of every task's weight is handed to the others, so that a task
-    that was of no use can come back::
+    Every reward is rescaled to r in [-1, 1] by the 20 % and 80 % quantiles of all rewards so far. With the estimates
+    ``e_t = (r_t n_t / B + beta) / p_t``, where n_t of the B examples are the task's, and ``alpha = 1 / k`` at the k-th
+    log-weights, some of every task's weight is handed to the others, so that a task that was of no use can come back::
 
         w_t <- log((1 - alpha) exp(w_t + eta e_t) + alpha / (T - 1) sum_{j != t} exp(w_j + eta e_j))
 

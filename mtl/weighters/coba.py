@@ -56,8 +56,8 @@ class CoBa:
     """Convergence balancer: slow tasks get more weight while all converge, and diverging tasks less once one does.
 
     ``lambda = T (DF RCS + (1 - DF) ACS)``, from the slopes of the tasks' validation losses over their losses before
-    training: the relative scores (RCS) favour tasks that converge slowly, the absolute ones (ACS) those that converge as
-    they used to, and the divergence factor (DF) goes from the former to the latter when the largest slope rises.
+    training: the relative scores (RCS) favour tasks that converge slowly, the absolute ones (ACS) those that converge
+    as they used to, and the divergence factor (DF) goes from the former to the latter when the largest slope rises.
 
     It reads the run's own evaluations and makes no forward for itself, so it costs what these cost; weights change at
     evaluations only. The paper evaluates a batch at every step, at a quarter to a third more time: for faster answers
@@ -74,11 +74,11 @@ class CoBa:
 
     Args:
         num_tasks: Number of tasks T.
-        window: Evaluations that a slope is fitted to, and slopes that ACS compares, at least 2. The paper advises 2 to 5
-            times the warm-up.
+        window: Evaluations that a slope is fitted to, and slopes that ACS compares, at least 2. The authors advise 2 to
+            5 times the warm-up.
         tau: Temperature of the divergence factor, at least 0.
-        warmup: Evaluations of a task, with that before training, until its weight moves; at least 2, which is when there
-            is a slope.
+        warmup: Evaluations of a task, with that before training, until its weight moves; at least 2, which is when
+            there is a slope.
         min_weight: Least weight while all tasks are evaluated, in [0, 1].
 
     Raises:

@@ -20,9 +20,9 @@ def focal_weights(kpi_M: Tensor, gamma: float) -> Tensor:
 class DTP:
     """Dynamic task prioritization: the focal weight of each task's validation score, so that hard tasks come first.
 
-    ``lambda_t ~ -(1 - k_t)^gamma log k_t``, with ``k_t`` a running mean of the task's score (the paper's key performance
-    indicator). Weights change at evaluations only, and only those of the tasks that have a score there. They share out
-    what they had; tasks whose metric is none keep a weight of 1.
+    ``lambda_t ~ -(1 - k_t)^gamma log k_t``, with ``k_t`` a running mean of the task's score, the paper's key
+    performance indicator. Weights change at evaluations only, and only those of the tasks that have a score there.
+    They share out what they had; tasks whose metric is none keep a weight of 1.
 
     Source: Guo et al., "Dynamic Task Prioritization for Multitask Learning", ECCV 2018, its weights of tasks, without
     those of examples. Deviations: one ``gamma`` for all tasks; the floor; weights have mean 1.

@@ -16,9 +16,9 @@ from mtl.weighters.reference_losses import loss_of_each_task
 class ExcessDRO:
     """DoReMi's rule as loss weights: weight moves to the tasks with the largest excess over a reference loss.
 
-    Every step takes ``lambda_t <- lambda_t exp(eta max(L_t - reference_t, 0))``, up to the scale, then spreads the share
-    ``floor`` evenly. Entropy that no model can reduce is in both losses and cancels. A task at or below its reference
-    gains nothing, however low its loss gets; once all are there, the floor leads the weights back to equal.
+    Every step takes ``lambda_t <- lambda_t exp(eta max(L_t - reference_t, 0))``, up to the scale, then spreads the
+    share ``floor`` evenly. Entropy that no model can reduce is in both losses and cancels. A task at or below its
+    reference gains nothing, however low its loss gets; once all are there, the floor leads the weights back to equal.
 
     Source: the proxy model's objective of Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model
     Pretraining", NeurIPS 2023, Algorithm 1, with the paper's step size. Deviations: the reference is one loss per task,

@@ -24,9 +24,9 @@ class GroupDRO:
     with a constant c, so at ``floor = eta`` a task one nat below c keeps half of an equal weight.
 
     Source: Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020, Algorithm 1; with
-    baseline losses as in Oren et al., "Distributionally Robust Language Modeling", EMNLP 2019. Deviations: the floor (0
-    is the paper's); weights have mean 1 instead of sum 1; they act from the next step on, so that no task's gradient has
-    to be kept apart; absent tasks keep their weights; no adjustment by the sizes of the groups.
+    baseline losses as in Oren et al., "Distributionally Robust Language Modeling", EMNLP 2019. Deviations: the floor
+    (0 is the paper's); weights have mean 1 instead of sum 1; they act from the next step on, so that no task's gradient
+    has to be kept apart; absent tasks keep their weights; no adjustment by the sizes of the groups.
 
     Args:
         num_tasks: Number of tasks T.

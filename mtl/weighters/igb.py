@@ -19,8 +19,8 @@ class IGB(ProgressRule):
     The log losses have the weights ``w = T softmax(L / base)``, so the losses have ``w_t / L_t``. The base is a task's
     mean loss over its warm-up; until then ``L_t / base_t`` counts as 1, so a run starts with the sum of log losses.
 
-    Source: Dai, Fei and Lu, "Improvable Gap Balancing for Multi-Task Learning", UAI 2023, IGBv1. Deviations: the base is
-    a mean over steps with the task, where the paper has epochs; weights of the losses have mean 1.
+    Source: Dai, Fei and Lu, "Improvable Gap Balancing for Multi-Task Learning", UAI 2023, IGBv1. Deviations: the base
+    is a mean over steps with the task, where the authors' code takes an early epoch; the losses' weights have mean 1.
 
     Args:
         num_tasks: Number of tasks T.

@@ -19,11 +19,11 @@ def stch_weights(objectives_M: Tensor, mu: float) -> Tensor:
 class STCH(ProgressRule):
     """Smooth Tchebycheff: minimises a smooth maximum over the tasks, so that the worst one counts most.
 
-    The objective is ``mu log sum_t exp(f_t / mu)`` with ``f_t = log((L_t - z_t) / nadir_t)``, and its gradient's weights
-    are ``softmax(f / mu)_t / (L_t - z_t)``. It lies between ``max f`` and ``max f + mu log T``. The nadir is a task's
-    mean ``L_t - z_t`` over its warm-up; until then ``f_t = 0``, so a run starts with the sum of log losses. The maximum
-    is thus over what part of its start a task still has to go, not over raw losses, of which a language model's are
-    largest for the tasks with the most entropy; an ideal loss ``z_t`` takes that entropy out of the parts too.
+    The objective is ``mu log sum_t exp(f_t / mu)`` with ``f_t = log((L_t - z_t) / nadir_t)``. It lies between ``max f``
+    and ``max f + mu log T``, and its gradient's weights are ``softmax(f / mu)_t / (L_t - z_t)``. The nadir is a task's
+    mean ``L_t - z_t`` over its warm-up; until then ``f_t`` counts as 0, so a run starts with the sum of log losses. The
+    maximum is thus over what part of its start a task still has to go, not over raw losses, of which a language model's
+    are largest for the tasks with the most entropy; an ideal loss ``z_t`` takes that entropy out of the parts too.
 
     At ``mu = 1`` the two factors cancel into constant weights ``1 / nadir_t``. Below 1 the tasks that are behind gain;
     above, those that are ahead.

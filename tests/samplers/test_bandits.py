@@ -198,14 +198,13 @@ def test_tiny_losses_are_no_reward() -> None:
 
 def test_the_scale_keeps_a_uniform_sample_of_bounded_size() -> None:
     kept = np.zeros(60)
-    for seed in range(2_000):
+    for seed in range(1_000):
         scale = RunningScale(6, seed)
-        for values in np.arange(60.0).reshape(30, 2):
-            scale(values)
+        scale(np.arange(60.0))
         values = scale.state_dict()["kept"]
         assert len(values) == 6
         kept[np.array(values, dtype=int)] += 1
-    assert np.abs(kept - 200).max() < 4.5 * math.sqrt(200)
+    assert np.abs(kept - 100).max() < 4.5 * 10
 
 
 def test_the_scale_goes_from_the_low_to_the_high_quantile() -> None:

@@ -11,6 +11,7 @@ import mtl.weighters
 
 FOLDER = Path(__file__).parents[2] / "conf" / "weighter"
 SUPPLIED = {"num_tasks": 2, "names": ["a", "情感 😀"], "sizes": [20, 40_000], "seed": 3, "num_steps": 100}
+GIVEN = {"excessdro": {"references": {"a": 0.2, "情感 😀": 1.0}}}  # what has no sensible default
 
 
 def test_every_class_has_one_option_file() -> None:
@@ -25,7 +26,8 @@ def test_option_file_spells_out_every_default(path: Path) -> None:
     written = {key: value for key, value in config.items() if not key.startswith("_")}
     assert written.keys() == own.keys()
     assert all(value == own[key] for key, value in written.items() if own[key] is not inspect.Parameter.empty)
-    weighter = hydra.utils.instantiate(config)(**{key: SUPPLIED[key] for key in parameters if key in SUPPLIED})
+    supplied = {key: SUPPLIED[key] for key in parameters if key in SUPPLIED} | GIVEN.get(path.stem, {})
+    weighter = hydra.utils.instantiate(config)(**supplied)
     assert weighter.weights(None).mean() == pytest.approx(1, abs=1e-15)
 
 
