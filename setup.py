@@ -39,6 +39,7 @@ setup(
         "jiwer>=4",
     ],
     extras_require={
+        "torchjd": ["torchjd>=0.18,<0.19"],
         "bench": ["trl>=1.16,<2", "torchjd>=0.18,<0.19"],
         "deepspeed": ["deepspeed>=0.19,<0.20"],
         "slurm": SLURM,

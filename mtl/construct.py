@@ -75,6 +75,24 @@ def is_of_type(value: object, hint: Any) -> bool:  # noqa: ANN401
     return False
 
 
+def cut(value: Any, names: Sequence[str], kept: Collection[str]) -> Any:  # noqa: ANN401
+    """An option without what is about tasks that are not at hand.
+
+    About tasks are mappings from task names, lists of them, and lists with an item for each task, at any depth.
+    """
+    if isinstance(value, Mapping):
+        if value and value.keys() <= set(names):
+            return {name: item for name, item in value.items() if name in kept}
+        return {key: cut(item, names, kept) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    if value and all(isinstance(item, str) and item in names for item in value):
+        return [name for name in value if name in kept]
+    if len(value) == len(names) and not any(isinstance(item, str | Mapping) for item in value):
+        value = [item for name, item in zip(names, value, strict=True) if name in kept]
+    return [cut(item, names, kept) for item in value]
+
+
 class Maker:
     """Makes objects of one group from its options and from what the run supplies.
 
@@ -121,12 +139,7 @@ class Maker:
             key: value(**supplied) if isinstance(value, Maker) else value for key, value in self._options.items()
         }
         if "names" in supplied:
-            for key, value in options.items():
-                if isinstance(value, Mapping) and value and value.keys() <= set(self._all_names):
-                    options[key] = {name: item for name, item in value.items() if name in supplied["names"]}
-                elif isinstance(value, list) and len(value) == len(self._all_names):
-                    pairs = zip(self._all_names, value, strict=True)
-                    options[key] = [item for name, item in pairs if name in supplied["names"]]
+            options = {key: cut(value, self._all_names, supplied["names"]) for key, value in options.items()}
         supplied = {key: value for key, value in supplied.items() if key in self._accepted}
         try:
             return self._make(**supplied, **options)

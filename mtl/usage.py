@@ -19,7 +19,7 @@ overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the f
   tasks=[sentiment,g2p]                           some of the tasks that come with the package
   tasks=none tasks.mine.path=data/mine            your own task: a folder with train/val/test as JSONL, CSV or Parquet
   model.name_or_path=<hub id, folder or .gguf>    another model
-  strategy=temperature|performance|uncertainty|pcgrad   a preset; or each lever by itself:
+  strategy=temperature|performance|uncertainty|pcgrad|...  a preset; or each lever by itself (mtl strategies):
   sampler=... weighter=... surgery=... adapters=... stages=...
   max_steps=100 batch_size=16 learning_rate=2e-4 max_length=1024 seed=0
   output_dir=outputs/mine resume_from_checkpoint=auto

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mtl.construct import Maker, build, did_you_mean, is_of_type
+from mtl.construct import Maker, build, cut, did_you_mean, is_of_type
 from mtl.errors import UserError
 
 
@@ -69,6 +69,25 @@ def test_maker_gives_what_is_asked_for_and_cuts_mappings_to_the_tasks_at_hand():
     assert (made.sizes, made.temperature, made.targets) == ([1, 2], 2.0, {"b": 2})
     assert maker.name == "Lever"
     assert partial.keywords["targets"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 3}),
+        ([1, 2, 3], [2, 3]),
+        ([1, 2], [1, 2]),
+        (["c", "a", "b"], ["c", "b"]),
+        ([[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[5, 6], [8, 9]]),
+        ([{"until": 1, "weights": {"a": 1, "b": 2}}] * 3, [{"until": 1, "weights": {"b": 2}}] * 3),
+        ("abc", "abc"),
+        ({}, {}),
+        ([], []),
+        (None, None),
+    ],
+)
+def test_options_are_cut_to_the_tasks_at_hand(value, expected):
+    assert cut(value, ["a", "b", "c"], ["b", "c"]) == expected
 
 
 class Wrapper:
