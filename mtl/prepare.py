@@ -71,11 +71,6 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     )
     can_route = backward.routes
     backward.routes = can_route and routing_is_exact(backward, len(data))
-    if not backward.routes and getattr(layout, "needs_routing", False):
-        raise UserError(
-            f"adapters={settings.strategy['adapters']}: needs a model that can hold several tasks in one forward, and "
-            "this one cannot. Take another layout."
-        )
     check_rows(settings, backward, len(data))
     environment = environment_of(options, distributed, backward.dtype)
     checkpoint, warnings = open_checkpoint(settings, output_dir, distributed, identity, environment)
@@ -170,7 +165,12 @@ def load_data(settings: Settings, tokenizer: Any) -> list[TaskData]:  # noqa: AN
 
 
 def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
-    """Refuses surgery that has nothing to work on or sees only a part of it, and rows that would not fit."""
+    """Refuses a layout that can't work, surgery that has nothing to work on, and rows that would not fit."""
+    if not backward.routes and getattr(backward.layout, "needs_routing", False):
+        raise UserError(
+            f"adapters={settings.strategy['adapters']}: needs a model that can hold several tasks in one forward, and "
+            "this one cannot. Take another layout."
+        )
     shape = settings.shape_of_all_tasks()
     surgery, name = settings.factories.surgery(shape), settings.strategy["surgery"]
     mean = isinstance(surgery, Mean)

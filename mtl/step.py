@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class StepOutcome:
     num_tokens: int
     num_targets_M: Sequence[int]
     rows: Sequence[tuple[int, int]]
-    signals: Mapping[str, Sequence[float | None]]
+    signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:

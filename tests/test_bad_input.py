@@ -230,7 +230,7 @@ COMMAND_LINES = {
     "text_for_a_truth_value": ("model.trust_remote_code=maybe", "model.trust_remote_code=maybe: must be true or false"),
     "number_for_text": ("model.name_or_path=3", "model.name_or_path=3: must be text. Correct the value."),
     "null": ("seed=null", "seed=null: must have a value. Leave it out for the default."),
-    "deleted": ("~seed", "seed: Missing mandatory value"),
+    "deleted": ("~seed", "seed: must be given. Set seed=<value>"),
     "not_a_number": ("learning_rate=nan", "learning_rate=nan: must be above 0. Correct the value."),
     "negative_rate": ("learning_rate=-1", "learning_rate=-1.0: must be above 0. Correct the value."),
     "no_key": ("foo", "foo: must be of the form key=value. Put a value"),
@@ -290,7 +290,7 @@ def test_class_of_the_users_own_that_refuses(refuse, monkeypatch, tmp_path, opti
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trian"], "unknown verb 'trian'. There is: train"),
+        (["trian"], "unknown verb 'trian'. There are: train, strategies"),
         (["train", "--turbo"], "Unknown option --turbo. See mtl train --help."),
         (["train", "-x"], "Unknown option -x. See mtl train --help."),
         (["train", "--config-dir"], "--config-dir: expected one argument. See mtl train --help."),
@@ -304,7 +304,10 @@ def test_class_of_the_users_own_that_refuses(refuse, monkeypatch, tmp_path, opti
             "mine.jsonl:2: expected '<document start>', but found '{'. Correct the file.",
         ),
         (["train", "-m", "--config", "x.yaml"], "-m and --config: a sweep starts from conf/train.yaml."),
-        (["train", "-m", "seed=1,2", "sampler=equal,foo"], "sampler=foo: there is no such choice. There are: equal"),
+        (
+            ["train", "-m", "seed=1,2", "sampler=equal,foo"],
+            "sampler=foo: there is no such choice. There are: annealed, curriculum",
+        ),
         (["train", "-m", "sede=1,2"], "sede: there is no such option. Did you mean seed?"),
     ],
 )

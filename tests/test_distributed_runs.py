@@ -32,7 +32,9 @@ def steps(folder):
     return [record for record in records if "loss" in record]
 
 
-@pytest.mark.parametrize("layout", ["shared_and_per_task", "full", "experts", "task_groups"])
+@pytest.mark.parametrize(
+    "layout", ["shared_and_per_task", "full", "experts", pytest.param("task_groups", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_like_one(tmp_path, command, layout, launch):
     command = [*command, f"adapters={layout}"]
     if layout == "task_groups":

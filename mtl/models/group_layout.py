@@ -89,12 +89,7 @@ class GroupLayout(LoraLayout):
             [adapter for adapter in (SHARED, *self._groups_of(task), private_adapter(task)) if adapter in configs]
             for task in range(num_tasks)
         ]
-        for name, adapters in zip(names, members, strict=True):
-            if not adapters:
-                raise UserError(
-                    f"adapters.groups: task {name} is in no group and has no other adapter. Put it into one, or set "
-                    "adapters.lora_r or adapters.private_lora_r."
-                )
+        check_members(members, names)
         self._set_up(model, configs, members, seed)
         named = self.named_parameters()
         self._of_group = {
@@ -113,6 +108,16 @@ class GroupLayout(LoraLayout):
             if not set(members) & set(tasks)
             for parameter in self._of_group[group]
         ]
+
+
+def check_members(members: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+    """Refuses a task without an adapter."""
+    for name, adapters in zip(names, members, strict=True):
+        if not adapters:
+            raise UserError(
+                f"adapters.groups: task {name} is in no group and has no other adapter. Put it into one, or set "
+                "adapters.lora_r or adapters.private_lora_r."
+            )
 
 
 def check_groups(groups: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:

@@ -15,6 +15,8 @@ from mtl.surgery.nonnegative import nonnegative_qp
 from mtl.surgery.scale import Scale, check_scale
 
 MAX_STEPS = 200
+# A shorter mean, as a share of what its parts' lengths add up to, is rounding of the Gramian.
+ROUNDING = 1e-8
 
 
 class CAGrad(GramianSurgery):
@@ -45,7 +47,8 @@ class CAGrad(GramianSurgery):
     def coefficients(self, gramian_MM: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         space = CosineSpace.of(gramian_MM)
         mean_K = space.norms_K / space.num_rows  # of the unit rows
-        radius = self._c * length(space, mean_K)
+        mean_length = length(space, mean_K)
+        radius = self._c * mean_length if mean_length > ROUNDING * mean_K.sum() else 0.0
         added_K = farthest(space, mean_K, radius) if radius > 0 else np.zeros_like(mean_K)
         coefficients_K = (mean_K + added_K) / space.norms_K
         return space.all_rows(coefficients_K / (1 + self._c) if self._scale == "mean" else coefficients_K)
@@ -73,6 +76,7 @@ def farthest(space: CosineSpace, mean_K: NDArray[np.float64], radius: float) -> 
         return x_K, math.sqrt(max(-2 * float(objective), 0.0))
 
     low, high = float(inner_K.min()), float((inner_K + space.norms_K * radius).min())
+    smallest_bracket = 1e-12 * max(abs(low), abs(high))
     best_K = np.zeros_like(mean_K)
     level = high
     for _ in range(MAX_STEPS):
@@ -82,12 +86,13 @@ def farthest(space: CosineSpace, mean_K: NDArray[np.float64], radius: float) -> 
             low, best_K = level, x_K
         else:
             high = level
-        if reached or high - low <= 1e-16 * max(abs(low), abs(high)):
+        if reached or high - low <= smallest_bracket:
             break
         guess = level_of_length(space, x_K, inner_K, radius)
         level = guess if guess is not None and low < guess < high else (low + high) / 2
     distance = length(space, best_K)
-    return best_K * (radius / distance) if distance > 0 else best_K
+    # A distance far from the radius is where no step gains more, as from c = 1 on at a Pareto-stationary point.
+    return best_K * (radius / distance) if abs(distance - radius) <= 1e-6 * radius else best_K
 
 
 @np.errstate(over="ignore", invalid="ignore")  # norms more than 150 decades apart are left to the bisection

@@ -17,6 +17,24 @@ from torch import Tensor
 TINY = 1e-290
 
 
+# The rounding of rows in float64 takes eigenvalues of the cosines below 0 by less than this.
+ROUNDING = 1e-14
+
+
+def without_negative_eigenvalues(cosines_KK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cosines without what the rounding of rows in float32 or bfloat16 adds to them that no rows have.
+
+    A problem over the rows has no solution where some combination of them has a negative square.
+    """
+    values_K, vectors_KK = np.linalg.eigh(cosines_KK)
+    if values_K.min(initial=0.0) > -ROUNDING * len(values_K):
+        return cosines_KK
+    cut_KK = (vectors_KK * np.maximum(values_K, 0.0)) @ vectors_KK.T
+    norms_K = np.sqrt(cut_KK.diagonal())
+    found: NDArray[np.float64] = cut_KK / norms_K[:, None] / norms_K
+    return found
+
+
 @dataclass(frozen=True)
 class CosineSpace:
     """The rows that have a direction.
@@ -43,7 +61,7 @@ class CosineSpace:
         (kept,) = np.nonzero(squares_M > TINY)
         norms_K = np.sqrt(squares_M[kept])
         cosines_KK = inner_MM[np.ix_(kept, kept)] / norms_K[:, None] / norms_K
-        cosines_KK = np.clip((cosines_KK + cosines_KK.T) / 2, -1, 1)
+        cosines_KK = without_negative_eigenvalues(np.clip((cosines_KK + cosines_KK.T) / 2, -1, 1))
         np.fill_diagonal(cosines_KK, 1.0)
         unit = float(norms_K.max(initial=0.0))
         return cls(kept, norms_K / unit if len(kept) else norms_K, cosines_KK, unit, len(inner_MM))
