@@ -53,6 +53,7 @@ class LoraLayout:
         lora_dropout: Dropout on the input of every adapter.
         target_modules: Suffixes of the names of the layers that get adapters; every linear layer but the output
             embedding if not given.
+        private_target_modules: The same for the private adapters; as the shared one if not given.
         init_lora_weights: How A begins (B is 0): ``True`` (Kaiming uniform), ``"gaussian"`` or ``"orthogonal"``.
         use_rslora: Scale by ``lora_alpha / sqrt(r)`` (Kalajdzievski, arXiv 2312.03732, 2023).
         use_dora: Also train the norms of the weights (Liu et al., ICML 2024); with one adapter a task only, since the
@@ -77,6 +78,7 @@ class LoraLayout:
         private_lora_alpha: float | None = None,
         lora_dropout: float = 0.05,
         target_modules: Sequence[str] | None = None,
+        private_target_modules: Sequence[str] | None = None,
         init_lora_weights: bool | str = True,
         use_rslora: bool = False,
         use_dora: bool = False,
@@ -92,20 +94,21 @@ class LoraLayout:
                 f"adapters.use_dora=true with lora_r={lora_r} and private_lora_r={private_lora_r}: two DoRA adapters "
                 "can't be exported as one. Set one of the ranks to 0."
             )
+        own_modules = target_modules if private_target_modules is None else private_target_modules
         configs = {
             adapter: lora_config(
                 model,
                 rank,
                 alpha,
                 lora_dropout=lora_dropout,
-                target_modules=target_modules,
+                target_modules=modules,
                 init_lora_weights=init_lora_weights,
                 use_rslora=use_rslora,
                 use_dora=use_dora,
             )
-            for adapter, rank, alpha in [
-                (SHARED, lora_r, lora_alpha),
-                *((private_adapter(t), private_lora_r, private_lora_alpha) for t in range(num_tasks)),
+            for adapter, rank, alpha, modules in [
+                (SHARED, lora_r, lora_alpha, target_modules),
+                *((private_adapter(t), private_lora_r, private_lora_alpha, own_modules) for t in range(num_tasks)),
             ]
             if rank > 0
         }

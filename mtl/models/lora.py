@@ -47,11 +47,16 @@ class RoutedLinear(Linear):
         # In the adapters' dtype, or that of autocast, as peft's own layer computes.
         autocast = torch.is_autocast_enabled(y.device.type)
         dtype = torch.get_autocast_dtype(y.device.type) if autocast else None
-        dropout: nn.Module = self.lora_dropout[blocks[0].targets.adapters[0].adapter]
+        factors = [Factors.of(self, block, dtype) for block in blocks if self._has_some(block)]
+        if not factors:
+            return y
+        dropout: nn.Module = self.lora_dropout[factors[0].adapters[0]]  # the same of all
         rate = round_rate(dropout.p) if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        factors = [Factors.of(self, block, dtype) for block in blocks]
         output: Tensor = _AddProducts.apply(self.route.anchor, y, x, factors, rate)  # type: ignore[no-untyped-call]
         return output
+
+    def _has_some(self, block: Block) -> bool:
+        return any(target.adapter in self.lora_A for target in block.targets.adapters)
 
 
 def route_layers(layers: Sequence[Any], route: Route, flat: Sequence[Sequence[nn.Parameter]]) -> None:
@@ -75,6 +80,7 @@ class Factors:
     """A block's adapters in one layer, as a single one of the sum of their ranks: ``scaling * b_Or @ a_rI``."""
 
     block: Block
+    adapters: Sequence[str]  # those of the block's that the layer has
     a_rI: Tensor
     b_Or: Tensor
     scaling: float
@@ -87,7 +93,8 @@ class Factors:
     @classmethod
     def of(cls, layer: Any, block: Block, dtype: torch.dtype | None) -> Factors:  # noqa: ANN401
         """Those of a layer of peft, in another dtype than their own if one is given."""
-        adapters, gate = [target.adapter for target in block.targets.adapters], block.targets.gate
+        names, gate = [target.adapter for target in block.targets.adapters], block.targets.gate
+        adapters = [adapter for adapter in names if adapter in layer.lora_A]
         weights_a = [layer.lora_A[adapter].weight for adapter in adapters]
         weights_b = [layer.lora_B[adapter].weight for adapter in adapters]
         scalings = [layer.scaling[adapter] for adapter in adapters]
@@ -100,6 +107,7 @@ class Factors:
             all_a, all_b = [torch.cat(all_a)], [torch.cat(all_b, dim=1)]
         return cls(
             block,
+            adapters,
             all_a[0].to(dtype or all_a[0].dtype),
             all_b[0].to(dtype or all_b[0].dtype),
             scalings[0],
@@ -114,7 +122,8 @@ class Factors:
         """Adds those of a span to its targets, given as products [r, P] @ [P, I] and [O, P] @ [P, r]."""
         parts = []
         num_inputs, num_outputs = self.a_rI.shape[1], self.b_Or.shape[0]
-        for target, rank, (start_a, start_b) in zip(span.targets.adapters, self.ranks, self.starts, strict=True):
+        targets = [target for target in span.targets.adapters if target.adapter in self.adapters]
+        for target, rank, (start_a, start_b) in zip(targets, self.ranks, self.starts, strict=True):
             a_N = target.a_gradient_N[start_a : start_a + rank * num_inputs]
             b_N = target.b_gradient_N[start_b : start_b + rank * num_outputs]
             parts.append((a_N.view(rank, num_inputs), b_N.view(num_outputs, rank)))
@@ -235,7 +244,10 @@ def with_adapters(model: nn.Module, configs: Mapping[str, LoraConfig], seed: int
             peft_model = PeftModel(model, config, adapter_name=first)
             layers = tuner_layers(model)
             for adapter, config in others:
-                if not config.use_dora and all(type(layer) is Linear for layer in layers):
+                alike = (
+                    set(config.target_modules or ()) == set(configs[first].target_modules or ()) and not config.use_dora
+                )
+                if alike and all(type(layer) is Linear for layer in layers):
                     add_to_layers(peft_model, layers, adapter, config)
                 else:
                     peft_model.add_adapter(adapter, config)
