@@ -242,6 +242,28 @@ COMMAND_LINES = {
 }
 
 
+LEVERS = {
+    "surgery=crmogm surgery.inner._target_=mtl.surgery.GradDrop": "surgery.inner: must be surgery that works by coeff",
+    "surgery=crmogm surgery.inner.alpha=3": "surgery.inner.alpha: there is no such option. There are: scale.",
+    "surgery=graddrop surgery_every=2": "surgery_every=2: surgery=GradDrop has no coefficients that could be kept. Set",
+    "surgery=upgrad surgery_every=2 surgery_granularity=layer": "Set one of them back.",
+    "surgery_granularity=layers": "surgery_granularity=layers: must be one of global, layer, module.",
+    "surgery=nashmtl weighter=uncertainty": "loss weights act through it: no. Take weighter=equal, another surgery, or",
+    "surgery=mgda weighter=rlw": "loss weights act through it: reversed. Take weighter=equal, another surgery, or",
+    "surgery=crmogm surgery.inner._target_=mtl.surgery.GradDrop": "surgery.inner: must be surgery that works by",
+    "weighter=dtp eval_scores=false": "weighter=DTP goes by validation scores, and eval_scores=false computes none.",
+    "sampler=doremi": "sampler.references: must name every task, found nothing for 'mine'; add it",
+    "adapters=task_groups": "adapters.groups: must be given. Set adapters.groups=<value>, or several below it.",
+    "adapters=task_groups adapters.groups.x=[foo]": "adapters.groups.x: foo is not a task of the run, which has mine.",
+    "adapters=shared_and_per_task adapters.use_dora=true": "two DoRA adapters can't be exported as one. Set one",
+}
+
+
+@pytest.mark.parametrize("overrides", LEVERS)
+def test_levers_that_do_not_fit(refuse, overrides):
+    assert LEVERS[overrides] in refuse(*overrides.split())
+
+
 @pytest.mark.parametrize("case", COMMAND_LINES)
 def test_mistake_on_the_command_line(refuse, case):
     override, expected = COMMAND_LINES[case]

@@ -37,8 +37,9 @@ class TorchJD(GramianSurgery):
         weighting: Name of a class there, such as ``"UPGradWeighting"``.
         options: Its arguments. A list is a vector with a value for each task [T], of which it gets those present [M].
         seed: Seed of the draws.
-        scale: ``"mean"`` divides by what the coefficients of as many equal rows of the same mean square norm sum to, so
-            that equal rows give that row; ``"paper"`` leaves the coefficients as they are.
+        scale: ``"mean"`` has it solve for rows of the mean square norm 1, where its absolute summands against 0 do no
+            harm, and divides by the sum of the coefficients that it has for M equal ones, so that equal rows give that
+            row; ``"paper"`` leaves it alone.
 
     Raises:
         ValueError: If TorchJD or a package that the weighting needs is not installed, the weighting is unknown, needs
@@ -65,14 +66,14 @@ class TorchJD(GramianSurgery):
         self._prepare(list(range(len(gramian_MM)) if tasks is None else tasks))
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._generator.get_state())
+            if self._scale == "mean":
+                gramian_MM = gramian_MM / (float(gramian_MM.diagonal().mean()) or 1.0)
             found_M: Tensor = self._weighting(gramian_MM).detach().clone()
             self._generator.set_state(torch.get_rng_state())
-            return found_M / self._sum_of_equal_rows(gramian_MM) if self._scale == "mean" else found_M
-
-    def _sum_of_equal_rows(self, gramian_MM: Tensor) -> float:
-        squared = float(gramian_MM.diagonal().mean()) or 1.0
-        total = float(self._make(self._tasks)(torch.full_like(gramian_MM, squared)).sum())
-        return total or 1.0
+            if self._scale == "mean":
+                of_equal_rows_M = self._make(self._tasks)(torch.ones_like(gramian_MM))
+                found_M /= float(of_equal_rows_M.sum()) or 1.0
+            return found_M
 
     def _make(self, tasks: list[int] | None) -> Any:  # noqa: ANN401
         options = dict(self._options)
