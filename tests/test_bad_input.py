@@ -250,7 +250,7 @@ LEVERS = {
     "surgery_granularity=layers": "surgery_granularity=layers: must be one of global, layer, module.",
     "surgery=nashmtl weighter=uncertainty": "loss weights act through it: no. Take weighter=equal, another surgery, or",
     "surgery=mgda weighter=rlw": "loss weights act through it: reversed. Take weighter=equal, another surgery, or",
-    "surgery=crmogm surgery.inner._target_=mtl.surgery.GradDrop": "surgery.inner: must be surgery that works by",
+    "surgery=pcd surgery.primary=foo": "surgery.primary: must be a task of the run, found 'foo'; the tasks are",
     "weighter=dtp eval_scores=false": "weighter=DTP goes by validation scores, and eval_scores=false computes none.",
     "sampler=doremi": "sampler.references: must name every task, found nothing for 'mine'; add it",
     "adapters=task_groups": "adapters.groups: must be given. Set adapters.groups=<value>, or several below it.",
