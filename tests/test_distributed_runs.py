@@ -33,7 +33,12 @@ def steps(folder):
 
 
 @pytest.mark.parametrize(
-    "layout", ["shared_and_per_task", "full", "experts", pytest.param("task_groups", marks=pytest.mark.slow)]
+    "layout",
+    [
+        "full",
+        "experts",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("shared_and_per_task", "task_groups")),
+    ],
 )
 def test_two_processes_train_like_one(tmp_path, command, layout, launch):
     command = [*command, f"adapters={layout}"]
@@ -89,6 +94,7 @@ def test_ranks_that_drift_apart_are_named(tmp_path, own_module, command, launch)
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_skipped_by_all(tmp_path, own_module, command, launch):
     """What is wrong with it is found out together: the search runs the tasks' backward passes again."""
     own_module(

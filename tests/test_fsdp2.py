@@ -104,7 +104,7 @@ def assert_same_run(found, expected):
         assert (found / file.relative_to(expected)).read_bytes() == file.read_bytes(), file
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param("shared_and_per_task", marks=pytest.mark.slow), "full"])
 def test_a_sharded_run_is_the_run_of_one_process(tmp_path, arguments, fsdp2, layout):
     arguments = [*arguments, *LAYOUTS[layout]]
     one, two = tmp_path / "one", tmp_path / "two"

@@ -112,6 +112,7 @@ def wait_until(condition, seconds=90):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_accelerate_launch(overrides):
     ours = run(TWO, *overrides, "output_dir=ours")
     assert ours.returncode == 0, ours.stderr

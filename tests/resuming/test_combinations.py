@@ -129,7 +129,7 @@ def test_all_pairs_of_options_compose(arguments, tmp_path):
             assert "loss weights act through it" in str(error), (case, error)
 
 
-@pytest.mark.parametrize("case", EACH_ONCE[::8], ids=name_of)
+@pytest.mark.parametrize("case", EACH_ONCE[::12], ids=name_of)
 def test_options_in_a_fresh_process(case, tmp_path, arguments, command, interrupted_copy, outcome):
     levers = overrides_of(case)
     whole = command(tmp_path / "whole", *levers)
