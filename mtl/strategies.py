@@ -99,4 +99,5 @@ def written(value: object) -> str:
     """A default as one would write it in an override."""
     if isinstance(value, dict) and "_target_" in value:
         return f"<{value['_target_']}>"
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")
