@@ -8,6 +8,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 SLURM = ["hydra-submitit-launcher>=1.2,<2"]
+JOBLIB = ["hydra-joblib-launcher>=1.2,<2"]
+OPTUNA = ["hydra-optuna-sweeper>=1.3,<2"]
 
 setup(
     name="mtl-sft",
@@ -19,7 +21,10 @@ setup(
     python_requires=">=3.11,<3.14",  # hydra-core 1.3 does not start on 3.14
     packages=[*find_packages(include=["mtl", "mtl.*"]), "mtl.conf"],
     package_dir={"mtl": "mtl", "mtl.conf": "conf"},
-    package_data={"mtl": ["tasks/suite/*", "tasks/suite/*/*"], "mtl.conf": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "mtl": ["tasks/suite/*", "tasks/suite/*/*", "report/templates/*"],
+        "mtl.conf": ["*.yaml", "*/*.yaml"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.20,<6",
@@ -33,6 +38,8 @@ setup(
         "safetensors>=0.5",
         "gguf>=0.17",
         "rich>=14",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
         "scikit-learn>=1.5",
         "sacrebleu>=2.5",
         "rouge-score>=0.1.2",
@@ -43,7 +50,20 @@ setup(
         "bench": ["trl>=1.16,<2", "torchjd>=0.18,<0.19"],
         "deepspeed": ["deepspeed>=0.19,<0.20"],
         "slurm": SLURM,
-        "test": ["pytest>=9", "hypothesis>=6", "ruff", "mypy", "matplotlib>=3.9", "psutil", "setuptools>=77", *SLURM],
+        "joblib": JOBLIB,
+        "optuna": OPTUNA,
+        "test": [
+            "pytest>=9",
+            "hypothesis>=6",
+            "selenium>=4.30,<5",
+            "ruff",
+            "mypy",
+            "psutil",
+            "setuptools>=77",
+            *SLURM,
+            *JOBLIB,
+            *OPTUNA,
+        ],
     },
     entry_points={"console_scripts": ["mtl=mtl.cli:main"]},
 )

@@ -45,11 +45,11 @@ def make_run(setup: Setup, overrides: Sequence[str], configs: str | None = None)
         overrides: Of the config, beside what all runs share.
         configs: Folder of more configs.
     """
+    from mtl.composition import composed, parsable, settings_of
     from mtl.distributed import Distributed
     from mtl.interrupt import StopSignal
     from mtl.job import make_accelerator
     from mtl.prepare import prepare
-    from mtl.train import composed, parsable, settings_of
     from mtl.training import begin_stage
 
     common = [

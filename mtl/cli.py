@@ -13,6 +13,7 @@ usage: mtl <verb> [arguments]
 
 verbs:
   train        train a run, or with -m a sweep over strategies      mtl train --help
+  report       compare finished runs, in the terminal and on a page mtl report --help
   strategies   the options of every lever, with their parameters    mtl strategies --help
 
   -h, --help     this text
@@ -31,14 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(__version__)
         return 0
-    texts = {"train": usage.TRAIN, "strategies": usage.STRATEGIES}
+    texts = {"train": usage.TRAIN, "report": usage.REPORT, "strategies": usage.STRATEGIES}
     if verb not in texts:
         print(f"mtl: error: unknown verb {verb!r}. There are: {', '.join(texts)}. See mtl --help.", file=sys.stderr)
         return 2
     if HELP & set(arguments):
         print(texts[verb], end="")
         return 0
-    if verb == "strategies":
+    if verb == "report":
+        from mtl.report.command import main as run
+    elif verb == "strategies":
         from mtl.strategies import main as run
     else:
         from mtl.train import main as run

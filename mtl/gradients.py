@@ -100,9 +100,9 @@ class Backward:
         """Whether this rank holds only a part of each row: where the shared parameters are sharded."""
         return any(is_shard(parameter) for parameter in self.layout.shared_parameters())
 
-    def gramian(self, gradients: TaskGradients) -> Tensor:
-        """``J J^T`` [R, R] of the rows, float64 on the CPU, the same on every rank."""
-        gramian_RR = gramian(gradients.shared_RN)
+    def gramian(self, shared_RN: Tensor) -> Tensor:
+        """``J J^T`` [R, R] of such rows, float64 on the CPU, the same on every rank."""
+        gramian_RR = gramian(shared_RN)
         if not self.shards_rows:
             return gramian_RR
         gramian_RR = self.distributed.sum_(gramian_RR.to(self.distributed.device)).cpu()

@@ -182,6 +182,7 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None
         cost=cost,
     )
     write_results(run.output_dir / "results.json", results)
+    run.log.results(results, test)
     chance = {item.task.name: trivial_score(item, "test", run.options.max_test_examples) for item in run.data}
     print_summary(run.log.console.console, results, chance, run.output_dir)
     run.distributed.barrier()

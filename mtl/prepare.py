@@ -174,7 +174,8 @@ def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
     shape = settings.shape_of_all_tasks()
     surgery, name = settings.factories.surgery(shape), settings.strategy["surgery"]
     mean = isinstance(surgery, Mean)
-    if mean and not needs_rows(settings.factories.weighter(shape)):
+    measures = settings.options.conflict_steps is not None
+    if mean and not needs_rows(settings.factories.weighter(shape)) and not measures:
         return
     if backward.num_shared == 0 and not mean and not settings.options.allow_ineffective:
         raise UserError(
@@ -188,7 +189,7 @@ def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
             "adapters other than full, another surgery, or launch=gpus."
         )
     batch_size = max(stage.batch_size or settings.options.batch_size for stage in settings.stages)
-    num_rows = min(num_tasks, batch_size)
+    num_rows = min(num_tasks, batch_size) * (4 if measures else 1)  # of two halves, and both put together
     num_bytes = num_rows * backward.row_bytes
     if num_bytes > settings.options.max_row_bytes:
         limit = settings.options.max_row_bytes

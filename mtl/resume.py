@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mtl.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from mtl.config_keys import differences, flattened, is_neutral
 from mtl.data.loading import TaskData
 from mtl.distributed import Distributed
 from mtl.errors import UserError
@@ -18,27 +19,6 @@ from mtl.interfaces import AdapterLayout
 from mtl.settings import Options, Settings
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
-# Options that leave a checkpoint's state what it is, bit for bit or (what ENVIRONMENT holds) to rounding.
-NEUTRAL = frozenset(
-    {
-        "output_dir",
-        "cache_dir",
-        "resume_from_checkpoint",
-        "allow_config_change",
-        "allow_ineffective",
-        "max_row_bytes",
-        "max_test_examples",
-        "keep_last",
-        "keep_best",
-        "non_finite",
-        "max_skipped_steps",
-        "micro_batch_tokens",
-        "eval_micro_batch_tokens",
-        "packing",
-        "use_cpu",
-        "deterministic",
-    }
-)
 ENVIRONMENT = ("micro_batch_tokens", "eval_micro_batch_tokens", "packing", "deterministic")
 
 
@@ -117,26 +97,6 @@ def identity_of(
     }
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def is_neutral(key: str) -> bool:
-    """Whether a config key, dotted, leaves the numbers alone."""
-    group, _, rest = key.partition(".")
-    return (
-        key in NEUTRAL
-        or group in ("launch", "strategy", "experiment")
-        or key == "model.name_or_path"
-        or (group == "tasks" and rest.endswith(".path"))
-    )
-
-
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow_config_change: bool) -> list[str]:
     """Refuses a checkpoint whose numbers are not those of this run.
 
@@ -172,16 +132,6 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow_co
             f"{(changes['parameters'] or changes['tasks'])[0]}. Put back {listed}, or start a new run."
         )
     return [f"going on with a changed config: {listed}"]
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """One text for each entry that is not the same; the order counts too."""
-    missing = object()
-    keys = [*before, *(key for key in after if key not in before)]
-    odd = [key for key in keys if before.get(key, missing) != after.get(key, missing)]
-    if not odd and list(before) != list(after):
-        odd = [next(a for a, b in zip(before, after, strict=True) if a != b)]
-    return [f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}" for key in odd]
 
 
 def environment_of(options: Options, distributed: Distributed, dtype: torch.dtype) -> dict[str, Any]:

@@ -55,6 +55,9 @@ class RunConfig:
     keep_best: int = MISSING
     allow_config_change: bool = MISSING
     deterministic: bool = MISSING
+    conflict_steps: int | None = MISSING
+    only_task: str | None = MISSING
+    only_budget: str = MISSING
     model: Any = None
     tasks: Any = None
     adapters: Any = None
@@ -64,6 +67,7 @@ class RunConfig:
     optimizer: Any = None
     scheduler: Any = None
     launch: Any = None
+    sweep: Any = None
     stage_order: list[str] = MISSING
     stages: Any = None
 
@@ -75,7 +79,7 @@ def schema() -> DictConfig:
     class it is meant for, which can say what there is.
     """
     config = OmegaConf.structured(RunConfig)
-    for group in ("tasks", "stages", "model", "launch", *SUPPLIED):
+    for group in ("tasks", "stages", "model", "launch", "sweep", *SUPPLIED):
         config[group] = DictConfig({}, flags={"struct": False})
     assert isinstance(config, DictConfig)
     return config

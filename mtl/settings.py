@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ POSITIVE = (
     "max_grad_norm",
     "max_row_bytes",
     "surgery_every",
+    "conflict_steps",
     "max_length",
     "micro_batch_tokens",
     "eval_micro_batch_tokens",
@@ -89,6 +91,7 @@ class Options:
     keep_best: int
     allow_config_change: bool
     deterministic: bool
+    conflict_steps: int | None
 
     def __post_init__(self) -> None:
         for key in POSITIVE:
@@ -251,6 +254,9 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
     for name in order:
         if name not in known_stages:
             raise UserError(f"stage_order: {name} is not in stages, which has {', '.join(known_stages)}. Correct one.")
+    stages = [build(Stage, f"stages.{name}", known_stages[name], name=name) for name in order]
+    if config["only_task"] is not None:
+        tasks, stages = alone(config["only_task"], config["only_budget"], tasks, stages)
     seed = options.seed
     factories = Factories(
         layout=lambda model, names: makers["adapters"](model=model, num_tasks=len(names), names=names, seed=seed),
@@ -267,14 +273,37 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
         options=options,
         model=build(ModelSettings, "model", config["model"]),
         tasks=tasks,
-        stages=[build(Stage, f"stages.{name}", known_stages[name], name=name) for name in order],
+        stages=stages,
         factories=factories,
         output_dir=output_dir,
         cache_dir=cache_dir,
         resume_from_checkpoint=config["resume_from_checkpoint"],
-        # The run's folder tells its config; it was not resumed by whoever repeats it.
-        config={**config, "output_dir": str(output_dir), "resume_from_checkpoint": None},
+        # The run's folder tells its config; it was not resumed, nor part of a sweep, by whoever repeats it.
+        config={**config, "output_dir": str(output_dir), "resume_from_checkpoint": None, "sweep": {}},
         strategy={**strategy, "stages": "+".join(order)},
     )
     settings.check()
     return settings
+
+
+def alone(name: str, budget: str, tasks: Sequence[Task], stages: Sequence[Stage]) -> tuple[list[Task], list[Stage]]:
+    """The task by itself, and the stages as long as ``budget`` says.
+
+    With ``"examples"`` it sees as many examples as its equal part of a run on all tasks, so a number of steps is
+    divided by that of the tasks (and a number of epochs, which are the task's own by then, stays); with ``"steps"`` as
+    many steps, all of whose examples are its own.
+
+    Raises:
+        UserError: There is no such task or budget.
+    """
+    if budget not in ("examples", "steps"):
+        raise UserError(f"only_budget={budget}: must be examples or steps.")
+    own = [task for task in tasks if task.name == name]
+    if not own:
+        raise UserError(f"only_task={name}: must be one of the tasks, {', '.join(task.name for task in tasks)}.")
+    if budget == "steps":
+        return own, list(stages)
+    return own, [
+        stage if stage.max_steps is None else replace(stage, max_steps=math.ceil(stage.max_steps / len(tasks)))
+        for stage in stages
+    ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from mtl.conflict import Conflict, measure_conflict
 from mtl.data.batching import Batch
 from mtl.distributed import whole
 from mtl.gradients import TaskGradients, attach
@@ -28,7 +29,8 @@ class StepOutcome:
 
     ``gramian_MM`` is the raw one, of the unweighted rows; ``coefficients_M`` the surgery's answer. Both are ``None``
     where they were not computed. ``rows`` lists the step's examples as (run's task, row). A step whose loss or gradient
-    was not finite has updated nothing: ``finite`` is false. ``signals`` are what the sampler goes by, by name [T].
+    was not finite has updated nothing: ``finite`` is false. ``signals`` are what the sampler goes by, by name [T];
+    ``conflict`` numbers tasks within the run.
     """
 
     tasks: Sequence[int]
@@ -45,6 +47,7 @@ class StepOutcome:
     num_targets_M: Sequence[int]
     rows: Sequence[tuple[int, int]]
     signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    conflict: Conflict | None = None
 
     @property
     def finite(self) -> bool:
@@ -64,9 +67,10 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
     mixed = weights_T is not None and (isinstance(parts.surgery, Mean) or run.backward.num_shared == 0)
     scale_M = shares_M * weights_T[tasks] if mixed and weights_T is not None else torch.ones(len(tasks))
     run.backward.loss_scale = run.loss_scale.scale
+    conflict = measure_conflict(run, batch)
     gradients = run.backward(batch, spread(scale_M, parts, tasks, len(run.data)), step=run.state.step, apart=not mixed)
 
-    gramian_MM = None if mixed else run.backward.gramian(gradients)
+    gramian_MM = None if mixed else run.backward.gramian(gradients.shared_RN)
     feedback = TaskFeedback(
         step=run.state.step,
         tasks=tasks,
@@ -109,6 +113,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
         rows=rows,
         signals=signals,
+        conflict=conflict,
     )
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from mtl import usage
+from mtl.composition import config_dir
 from mtl.construct import did_you_mean
 from mtl.schema import SUPPLIED
-from mtl.train import config_dir
 
 LEVERS = ("sampler", "weighter", "surgery", "adapters")
 

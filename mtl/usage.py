@@ -9,6 +9,8 @@ model, LoRA shared and per task.
 
 options:
   -m, --multirun          a sweep: every combination of comma-separated values, such as strategy=pcgrad,uncertainty
+                          (experiment=compare: over the strategies; sweep=optuna: a search; experiment=single_task: each
+                          task by itself, as the reference of mtl report)
   --config FILE           the config.yaml that a run has left, to run it again: add output_dir=... and what shall differ
   --config-dir DIR        a folder of your own configs, searched beside the package's
   --cfg                   print the resulting config and stop
@@ -29,6 +31,25 @@ on several processes, which are started for you, also for each run of a sweep:
   launch.num_processes=2                          so many processes; without GPUs on CPUs (launch=cpu)
   -m launch=slurm                                 each run of the sweep as a Slurm job
 or by accelerate launch -m mtl.train [overrides]
+"""
+
+REPORT = """usage: mtl report RUNS... [--reference RUNS...] [--output FOLDER]
+
+Compares finished runs: which strategy makes every task good, and how sure one can be of it. Prints a table and writes a
+page (report.html, no network needed) with charts (SVG, PNG) and tables (CSV) beside it.
+
+  RUNS                    folders of runs or sweeps, or folders that hold some; strategies are told apart by their
+                          configs, and runs that differ in the seed only belong to one
+  --reference RUNS        what changes are relative to: single-task runs (mtl train -m experiment=single_task), or any
+                          others; single-task runs among RUNS are taken if it is not given
+  --output FOLDER         where the page goes; report within the first of RUNS by default
+  --cases K               show the K worst examples of each task by score and by loss; 5 by default, 0: none
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+
+a blind comparison by people, of the answers of two strategies or runs:
+  mtl report RUN_A RUN_B --blind     writes blind.html, for the judges, and blind_key.json, which they must not see
+  mtl report --judgements FILES... --key blind_key.json     who has won, and whether the judges agree
 """
 
 STRATEGIES = """usage: mtl strategies [lever or lever=option ...]

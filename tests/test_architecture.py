@@ -12,7 +12,7 @@ PACKAGE = Path(mtl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A part may import those above it, and itself.
 ORDER = [
-    ("errors", "usage", "memo"),
+    ("errors", "usage", "memo", "config_keys"),
     ("interfaces",),
     ("interrupt", "loss_scale"),
     ("tasks", "samplers", "weighters", "surgery", "distributed", "checkpoint", "construct", "overrides", "schema"),
@@ -24,13 +24,17 @@ ORDER = [
     ("reporting",),
     ("settings",),
     ("run", "resume"),
+    ("conflict",),
     ("step",),
     ("trouble",),
     ("training",),
     ("prepare",),
     ("job",),
-    ("train",),
-    ("strategies",),
+    ("composition",),
+    ("sweep_folder",),
+    ("start", "report"),
+    ("sweep",),
+    ("train", "strategies"),
     ("cli",),
 ]
 LEVELS = {part: level for level, parts in enumerate(ORDER) for part in parts}
@@ -81,7 +85,7 @@ def test_strategies_see_tensors_and_numbers_only():
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
     [
-        (r"^\s*(from|import) hydra", {"train.py"}),
+        (r"^\s*(from|import) hydra", {"composition.py", "sweep.py", "train.py"}),
         # launch.py needs the exceptions of torch elastic, the agent that accelerate launch runs.
         (r"^\s*(from|import) torch\.distributed|\bdist\.", {"distributed.py", "launch.py"}),
         (r"^\s*(from|import) pickle|torch\.load\(|trust_remote_code=True", set()),

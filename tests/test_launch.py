@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from mtl import ranks, train
+from mtl import ranks, sweep, train
 from mtl.cli import main
 from mtl.errors import RankError, Stopped, UserError
 from mtl.launch import LOST, RankFailed, new_folder, raise_cause
+from mtl.start import Ending
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = [
@@ -131,7 +132,8 @@ def test_a_sweep_goes_on_after_a_job_that_fails_in_the_ranks(overrides):
     )
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[0].startswith("mtl: error: broken.jsonl:1 is not JSON")
-    assert finished.stderr.splitlines()[1:] == ["1 of 2 jobs failed; their errors stand above."]
+    assert finished.stderr.splitlines()[1] == "1 of 2 jobs have not finished:"
+    assert "failed: broken.jsonl:1 is not JSON" in finished.stderr.splitlines()[2]
     assert len(list(Path("sweep").rglob("results.json"))) == 1
 
 
@@ -210,7 +212,9 @@ def test_mistakes_are_found_before_a_process_is_started(overrides, monkeypatch, 
 
 def test_a_sweep_ends_with_a_job_that_was_stopped(overrides, monkeypatch):
     seeds = []
-    monkeypatch.setattr(train, "job", lambda config, folder, debug: seeds.append(config.seed) or 143)
+    monkeypatch.setattr(
+        sweep, "attempt", lambda config, folder, debug: seeds.append(config.seed) or Ending(143, "stopped")
+    )
     with pytest.raises(SystemExit) as stop:
         main(["train", "-m", *overrides, "seed=1,2", QUIET])
     assert stop.value.code == 143

@@ -8,10 +8,10 @@ import sys
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from mtl.composition import composed, config_dir
 from mtl.construct import build
 from mtl.errors import UserError
 from mtl.launch import Launch
-from mtl.train import composed, config_dir
 
 FILES = sorted(file.stem for file in (config_dir() / "launch").glob("*.yaml"))
 GIVEN = {"multi_node": {"machine_rank": 1, "main_process_ip": "10.0.0.1"}}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mtl.cli import main
+from mtl.composition import config_dir
 from mtl.evaluation.metrics import METRICS
-from mtl.train import config_dir
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import mtl.samplers
 import mtl.surgery
 import mtl.weighters
 from mtl.cli import main
+from mtl.composition import config_dir
 from mtl.strategies import LEVERS, option_in, options_of
-from mtl.train import config_dir
 
 
 def printed(capsys, *arguments):

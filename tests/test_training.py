@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from mtl.composition import composed, settings_of
 from mtl.distributed import Distributed
 from mtl.gradients import group_sizes
 from mtl.interrupt import StopSignal
@@ -18,7 +19,6 @@ from mtl.samplers.draws import FixedMixture
 from mtl.stages import Stage, evaluation_steps
 from mtl.step import batch_of, draw_batch, shares, training_step
 from mtl.surgery import GramianSurgery, UPGrad
-from mtl.train import composed, settings_of
 from mtl.training import begin_stage, end_stage, run_stages, track_best
 from mtl.weighters import Static
 

@@ -216,6 +216,6 @@ def test_other_errors_stay_what_they_are(prepared_options):
 
 @pytest.fixture
 def prepared_options():
-    from mtl.train import composed, settings_of
+    from mtl.composition import composed, settings_of
 
     return settings_of(composed([]), "unused").options

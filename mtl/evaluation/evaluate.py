@@ -112,6 +112,14 @@ def trivial_score(data: TaskData, split: str, max_examples: int | None = None) -
 
 
 @dataclass(frozen=True)
+class _Written:
+    """An answer as it came, and whether it ended by itself."""
+
+    text: str
+    complete: bool = True
+
+
+@dataclass(frozen=True)
 class _Run:
     """What all passes over a task's examples share."""
 
@@ -156,28 +164,40 @@ def _counter(
 
 def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], scored: bool) -> TaskEvaluation:
     if task.scoring == "none":  # plain text, which has no prompts
-        losses, texts = _losses(run, examples), list[str]()
+        losses, written = _losses(run, examples), list[_Written]()
     else:
-        losses, texts = _losses_and_answers(run, task, examples, scored)
+        losses, written = _losses_and_answers(run, task, examples, scored)
     num_targets = sum(count_targets(example.tokens) for example in examples)
     # fsum rounds once, so the order of the examples cannot matter.
     loss = fsum(losses) / num_targets
     if not scored:
         return TaskEvaluation(loss, len(examples), num_targets, None, {}, [])
 
-    answers = texts
+    answers = [item.text for item in written]
     if task.scoring == "generation":
         multiline = any("\n" in example.reference.strip() for example in examples)
         answers = [
             extract_answer(text, pattern=task.answer_pattern, options=example.options, multiline=multiline)
-            for text, example in zip(texts, examples, strict=True)
+            for text, example in zip(answers, examples, strict=True)
         ]
     scores = metrics.score_answers(
         task.metric, answers, [example.reference for example in examples], [example.options for example in examples]
     )
     predictions = [
-        Prediction(example.prompt, example.reference, text, answer, score, example.location)
-        for example, text, answer, score in zip(examples, texts, answers, scores.per_example, strict=True)
+        Prediction(
+            prompt=example.prompt,
+            reference=example.reference,
+            prediction=item.text,
+            answer=answer,
+            score=score,
+            location=example.location,
+            loss=example_loss,
+            num_targets=count_targets(example.tokens),
+            complete=item.complete,
+        )
+        for example, item, answer, score, example_loss in zip(
+            examples, written, answers, scores.per_example, losses, strict=True
+        )
     ]
     return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions)
 
@@ -198,7 +218,7 @@ def _losses(run: _Run, examples: Sequence[EvalExample]) -> list[float]:
 
 def _losses_and_answers(
     run: _Run, task: Task, examples: Sequence[EvalExample], scored: bool
-) -> tuple[list[float], list[str]]:
+) -> tuple[list[float], list[_Written]]:
     """Each example's negative log-likelihood; and, if scored, its likeliest option or the text that the model writes.
 
     The right answer is one of the candidates, so its likelihood is known with theirs. Only where the loss counts more
@@ -216,19 +236,22 @@ def _losses_and_answers(
     uncounted = replace(run, on_batch=lambda num_examples: None)  # they have been, with their answers
     for i, loss in zip(rest, _losses(uncounted, [examples[i] for i in rest]), strict=True):
         losses[i] = loss
-    texts = [text for _, text in answered]
+    written = [item for _, item in answered]
     if chooses:
-        texts = [(e.options or ())[int(np.argmax(values))] for e, (values, _) in zip(examples, answered, strict=True)]
-    return [loss for loss in losses if loss is not None], texts
+        written = [
+            _Written((example.options or ())[int(np.argmax(values))])
+            for example, (values, _) in zip(examples, answered, strict=True)
+        ]
+    return [loss for loss in losses if loss is not None], written
 
 
 def _answer(
     run: _Run, max_new_tokens: int, stops: Collection[int], chooses: bool, examples: Sequence[EvalExample]
-) -> list[tuple[list[float], str]]:
+) -> list[tuple[list[float], _Written]]:
     """The log-likelihood of each example's candidates, and what the model writes. A prompt is read once for both."""
     candidates = [_candidates(example, options=chooses) for example in examples]
     likelihoods: list[list[float]] = [[] for _ in examples]
-    texts = [""] * len(examples)
+    texts = [_Written("")] * len(examples)
     for batch, prompts in read_batches(
         run.model,
         [example.prompt_ids for example in examples],
@@ -239,13 +262,15 @@ def _answer(
     ):
         found = log_likelihoods(prompts, [candidates[i] for i in batch], ranks=run.distributed)
         run.on_batch(len(batch))
-        written = [""] * len(batch)
+        written = [_Written("")] * len(batch)
         if max_new_tokens:
             tokens = greedy_answers(prompts, max_new_tokens=max_new_tokens, stops=stops, ranks=run.distributed)
-            written = run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            decoded = run.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # The stop token is not among them, so an answer of full length has none.
+            written = [_Written(text, len(ids) < max_new_tokens) for text, ids in zip(decoded, tokens, strict=True)]
             run.on_batch(len(batch))
-        for i, values, text in zip(batch, found, written, strict=True):
-            likelihoods[i], texts[i] = values, text
+        for i, values, item in zip(batch, found, written, strict=True):
+            likelihoods[i], texts[i] = values, item
     return list(zip(likelihoods, texts, strict=True))
 
 

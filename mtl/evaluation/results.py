@@ -16,6 +16,8 @@ class Prediction:
         answer: What was scored: the option, or the answer extracted from the text.
         score: The example's own score in [0, 1]. A corpus metric such as BLEU is not the mean of these.
         location: File and line of the example.
+        loss: Negative log-likelihood of the reference, summed over its ``num_targets`` target tokens [nats].
+        complete: Whether a generated text ended by itself, not at the length limit; an option always is.
     """
 
     prompt: str
@@ -24,6 +26,9 @@ class Prediction:
     answer: str
     score: float
     location: str
+    loss: float
+    num_targets: int
+    complete: bool
 
 
 @dataclass(frozen=True)

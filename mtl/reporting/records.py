@@ -42,6 +42,7 @@ def step_record(
     coefficients_M: Sequence[float] | None = None,
     gramian_MM: Sequence[Sequence[float]] | None = None,
     signals: Mapping[str, Sequence[float | None]] | None = None,
+    conflict: tuple[Sequence[str], Sequence[Sequence[float]]] | None = None,
 ) -> dict[str, Any]:
     """One optimizer step. Everything in it is a function of seed and config, so equal runs leave equal lines.
 
@@ -54,10 +55,10 @@ def step_record(
         tokens: Tokens of the step's examples, all ranks; ``target_tokens`` those that are trained on.
         skipped: Whether the loss or the gradient was not finite, so that nothing was updated.
         coefficients_M: ``w``, the surgery's answer; None where there was none to give, and null in the record.
-        gramian_MM: Raw Gramian of the per-task gradients, where rows were computed: gives the norms and cosines. A
-            pair with a zero row has no cosine. Of more than 16 present tasks, ``cosines`` has the 32 lowest only,
-            lowest first, and ``cosine_summary`` describes all of them.
+        gramian_MM: Raw Gramian of the tasks' gradients, where rows were computed: gives norms and cosines (none with a
+            zero row). Of over 16 tasks ``cosines`` has the 32 lowest only, and ``cosine_summary`` describes all.
         signals: What the sampler's probabilities go by, by name, for each of ``names_T``; null where not known yet.
+        conflict: Names of K tasks and their cosines between two halves of the step [K, K].
     """
     present = [names_T[task] for task in tasks]
     record: dict[str, Any] = {
@@ -76,6 +77,8 @@ def step_record(
         record |= _norms_and_cosines(present, np.asarray(gramian_MM, dtype=np.float64))
     if signals:
         record["signal"] = {key: dict(zip(names_T, values, strict=True)) for key, values in signals.items()}
+    if conflict:
+        record["conflict"] = {"tasks": list(conflict[0]), "cosines": list(map(list, conflict[1]))}
     if skipped:
         record["skipped"] = True
     return record | {"learning_rate": float(learning_rate), "tokens": int(tokens), "target_tokens": int(target_tokens)}

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import UserError
-from mtl.reporting.json_files import to_json, write_atomically
+from mtl.reporting.json_files import read_json_lines, to_json, write_atomically
 
 if TYPE_CHECKING:
     from mtl.evaluation.results import Prediction
@@ -119,6 +119,26 @@ def write_predictions(folder: Path, task: str, predictions: Iterable[Prediction]
     folder.mkdir(parents=True, exist_ok=True)
     lines = [to_json(asdict(prediction)) for prediction in predictions]
     write_atomically(folder / f"{task}.jsonl", b"".join(line + b"\n" for line in lines))
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Reads what :func:`write_predictions` has written.
+
+    Raises:
+        UserError: If the file is missing, damaged or of another version.
+    """
+    from mtl.evaluation.results import Prediction
+
+    if not path.is_file():
+        raise UserError(f"{path}: must be a file, and there is none; run the training again.")
+    fields = set(Prediction.__dataclass_fields__)
+    predictions = []
+    for number, record in enumerate(read_json_lines(path), start=1):
+        if not fields <= set(record):
+            missing = ", ".join(sorted(fields - set(record)))
+            raise UserError(f"{path}:{number}: must have the keys of a prediction, and lacks {missing}; run it again.")
+        predictions.append(Prediction(**{key: record[key] for key in fields}))
+    return predictions
 
 
 def _task_json(task: TaskResult) -> dict[str, Any]:

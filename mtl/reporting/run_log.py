@@ -20,6 +20,7 @@ from mtl.reporting.watch import RunWatch
 
 if TYPE_CHECKING:
     from mtl.evaluation.results import TaskEvaluation
+    from mtl.reporting.results import Results
     from mtl.run import RunState, StageParts
     from mtl.step import StepOutcome
 
@@ -101,6 +102,9 @@ class RunLog:
             coefficients_M=None if outcome.coefficients_M is None else outcome.coefficients_M.tolist(),
             gramian_MM=None if outcome.gramian_MM is None else outcome.gramian_MM.tolist(),
             signals=outcome.signals,
+            conflict=None
+            if outcome.conflict is None
+            else ([names[task] for task in outcome.conflict.tasks], outcome.conflict.cosines_KK.tolist()),
         )
         now, tokens = time.monotonic(), state.tokens
         speed = (tokens - self._last[1]) / max(now - self._last[0], 1e-9)
@@ -140,6 +144,12 @@ class RunLog:
                 self._tensorboard.add_predictions(state.step, name, evaluation.predictions)
         self.console.evaluation(record)
         self._last = (time.monotonic(), state.tokens)
+
+    def results(self, results: Results, evaluations: Sequence[TaskEvaluation]) -> None:
+        """Reports the results on test data; ``evaluations`` are those of ``results.tasks``, in their order."""
+        self._tensorboard.add_results(results.cost.steps, results)
+        for name, evaluation in zip(results.tasks, evaluations, strict=True):
+            self._tensorboard.add_predictions(results.cost.steps, name, evaluation.predictions, split="test")
 
     def synced_records(self) -> int:
         """How many records ``metrics.jsonl`` has, all of them on disk: a checkpoint refers to them."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtl.evaluation.results import Prediction
 from mtl.reporting.records import MANY_TASKS, cosine_summary
-from mtl.reporting.tensorboard import MAX_COSINE_TASKS, TensorBoardLog, flatten
+from mtl.reporting.results import Cost, Results, TaskResult
+from mtl.reporting.tensorboard import MAX_COSINE_TASKS, TensorBoardLog
 
-NAMES = ["情感 😀 (v1.0)", "b c", "d"]
+NAMES = ["情感 😀 v1.0", "b c", "d"]
 METRICS: dict[str, str | None] = {NAMES[0]: "accuracy", NAMES[1]: "bleu", NAMES[2]: None}
 
 
@@ -97,28 +99,131 @@ def test_overlays_find_the_tags_of_all_tasks(tmp_path: Path) -> None:
     assert all(found.values())
 
 
+def test_overlays_leave_out_what_they_would_take_for_a_run(tmp_path: Path) -> None:
+    names = ["a", "b (v1)", "c)"]
+    log = TensorBoardLog(tmp_path, {}, dict.fromkeys(names))
+    log.add_step(step(1, names))
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    assert {f"train/loss/{name}" for name in names} < set(events.Tags()["scalars"])
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    patterns = [pattern for chart in layout.category[0].chart for pattern in chart.multiline.tag]
+    overlaid = [tag for tag in events.Tags()["scalars"] if any(re.match(pattern, tag) for pattern in patterns)]
+    assert overlaid
+    assert all(tag.endswith("/a") for tag in overlaid)
+
+
 def hparams(folder: Path, tag: str) -> Any:
     content = read(folder).PluginTagToContent("hparams")
     return plugin_data_pb2.HParamsPluginData.FromString(content[tag]) if tag in content else None
 
 
 def test_hyperparameters_stand_in_the_run_itself(tmp_path: Path) -> None:
-    config = {"seed": 3, "sampler": {"name": "温", "cap": None}, "bf16": True, "betas": [0.9, 0.999]}
+    config = {
+        "run_name": "温,seed=3",
+        "seed": 3,
+        "sampler": {"_target_": "mtl.samplers.Temperature", "_partial_": True, "temperature": 2.5},
+        "eval_scores": True,
+    }
     log = TensorBoardLog(tmp_path, config, METRICS)
     log.close(succeeded=True)
     start = hparams(tmp_path, "_hparams_/session_start_info").session_start_info.hparams
-    assert start["seed"].number_value == 3
-    assert {key: start[key].string_value for key in ("sampler.name", "sampler.cap", "bf16", "betas")} == {
-        "sampler.name": "温",
-        "sampler.cap": "null",
-        "bf16": "true",
-        "betas": "[0.9, 0.999]",
+    assert start["sampler.temperature"].number_value == 2.5
+    assert {key: start[key].string_value for key in ("Strategy", "seed", "sampler", "eval_scores")} == {
+        "Strategy": "温",
+        "seed": "3",
+        "sampler": "Temperature",
+        "eval_scores": "true",
     }
     experiment = hparams(tmp_path, "_hparams_/experiment").experiment
-    metrics = [info.name.tag for info in experiment.metric_infos]
-    assert metrics[:2] == ["eval/score/mean", "eval/loss_ratio/mean"]
-    assert {"eval/loss/d", f"eval/accuracy/{NAMES[0]}"} < set(metrics)
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {"Strategy", "sampler", "seed"}
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        *("test/score/mean", "test/loss_ratio/mean"),
+        *(f"test/accuracy/{NAMES[0]}", f"test/bleu/{NAMES[1]}"),
+        *(f"test/loss/{name}" for name in NAMES),
+        *("eval/score/mean", "eval/loss_ratio/mean"),
+        *(f"eval/accuracy/{NAMES[0]}", f"eval/bleu/{NAMES[1]}"),
+        *(f"eval/loss/{name}" for name in NAMES),
+    ]
     assert hparams(tmp_path, "_hparams_/session_end_info") is not None
+
+
+def test_a_run_of_one_task_does_not_decide_the_columns_of_all(tmp_path: Path) -> None:
+    TensorBoardLog(tmp_path, {"only_task": "d", "seed": 1}, {"d": None}).close(succeeded=True)
+    assert hparams(tmp_path, "_hparams_/experiment") is None
+    assert hparams(tmp_path, "_hparams_/session_start_info").session_start_info.hparams["only_task"].string_value == "d"
+
+
+def task_result(metric: str | None, base_loss: float, test: dict[str, float | None]) -> TaskResult:
+    return TaskResult(metric, {"loss": base_loss}, {}, {**test, "num_examples": 50}, 1, 1.0, 1)
+
+
+def results(tasks: dict[str, TaskResult]) -> Results:
+    return Results({}, 0, "m", tasks, Cost(7, 1, 1, 1.0, 1.0, 1))
+
+
+def test_results_are_the_last_values_of_test_tags(tmp_path: Path) -> None:
+    tasks = {
+        NAMES[0]: task_result("accuracy", 4.0, {"accuracy": 0.5, "macro_f1": 0.25, "loss": 1.0}),
+        NAMES[1]: task_result("bleu", 2.0, {"bleu": 1.0, "loss": 1.0}),
+        NAMES[2]: task_result(None, 0.0, {"loss": 3.0}),
+    }
+    log = TensorBoardLog(tmp_path, {}, METRICS)
+    log.add_results(7, results(tasks))
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    shown = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    values = {
+        f"test/accuracy/{NAMES[0]}": 0.5,
+        "test/accuracy/mean": 0.5,
+        f"test/macro_f1/{NAMES[0]}": 0.25,
+        "test/macro_f1/mean": 0.25,
+        f"test/loss/{NAMES[0]}": 1.0,
+        "test/bleu/b c": 1.0,
+        "test/bleu/mean": 1.0,
+        "test/loss/b c": 1.0,
+        "test/loss/d": 3.0,
+        "test/score/mean": 0.75,
+        "test/loss_ratio/mean": 0.375,  # of 1/4 and 1/2; the third loss was 0 before training
+    }
+    assert shown == {tag: [(7, value)] for tag, value in values.items()}
+
+
+def test_results_that_are_missing_or_not_finite(tmp_path: Path) -> None:
+    tasks = {
+        "a": task_result("accuracy", 1.0, {"accuracy": None, "loss": math.nan}),
+        "b": task_result("accuracy", 1.0, {"accuracy": 0.5, "loss": None}),
+    }
+    log = TensorBoardLog(tmp_path, {}, {"a": "accuracy", "b": "accuracy"})
+    log.add_results(7, results(tasks))
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    shown = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert shown == pytest.approx(
+        {
+            "test/accuracy/b": 0.5,
+            "test/accuracy/mean": 0.5,
+            "test/score/mean": 0.5,
+            "test/loss/a": math.nan,
+            "test/loss_ratio/mean": math.nan,
+        },
+        nan_ok=True,
+    )
+
+
+def test_results_of_many_tasks_are_summarised(tmp_path: Path) -> None:
+    names = [f"t{number}" for number in range(MANY_TASKS + 1)]
+    tasks = {
+        name: task_result("accuracy", 1.0, {"accuracy": place / MANY_TASKS, "loss": 0.5})
+        for place, name in enumerate(names)
+    }
+    log = TensorBoardLog(tmp_path, {}, dict.fromkeys(names, "accuracy"))
+    log.add_results(7, results(tasks))
+    log.close(succeeded=True)
+    events = read(tmp_path)
+    groups = ("test/accuracy", "test/score", "test/loss_ratio")
+    assert set(events.Tags()["scalars"]) == {f"{group}/{statistic}" for group in groups for statistic in STATISTICS}
+    assert [events.Scalars(f"test/score/{statistic}")[0].value for statistic in STATISTICS] == [0.5, 0.0, 0.5, 1.0]
 
 
 def test_a_failed_run_stays_unfinished(tmp_path: Path) -> None:
@@ -131,6 +236,8 @@ def test_resuming_hides_what_came_after(tmp_path: Path) -> None:
     for number in range(1, 6):
         log.add_step(step(number))
     log.close(succeeded=False)
+    (file,) = tmp_path.iterdir()
+    file.rename(tmp_path / "events.out.tfevents.0")  # files are read by name, which has seconds only
     resumed = TensorBoardLog(tmp_path, {}, METRICS, step=3)
     resumed.add_step(step(4) | {"grad_norm": 40.0})
     resumed.close(succeeded=True)
@@ -153,14 +260,14 @@ def many_tasks_evaluated(names: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("with_summary", [True, False])
 def test_many_tasks_are_shown_by_extremes_and_means(tmp_path: Path, with_summary: bool) -> None:
     names = [f"t{number}" for number in range(99)] + ["t|99"]
-    config = {"tasks": {name: {"path": "p"} for name in names}}
+    config = {"weighter": {"weights": dict.fromkeys(names, 1.0)}}
     log = TensorBoardLog(tmp_path, config, dict.fromkeys(names, "accuracy"))
     record = step(1, names)
     if with_summary:
         record |= {"cosines": {"t0|t1": -0.5}, "cosine_summary": cosine_summary([-0.5, 0.5, 0.75])}
     log.add_step(record)
     log.add_evaluation(many_tasks_evaluated(names))
-    prediction = Prediction("p", "r", "x", "x", 1.0, "l")
+    prediction = Prediction("p", "r", "x", "x", 1.0, "l", 1.0, 1, True)
     for name in ("t0", "t7"):
         log.add_predictions(1, name, [prediction])
     log.close(succeeded=True)
@@ -179,13 +286,12 @@ def test_many_tasks_are_shown_by_extremes_and_means(tmp_path: Path, with_summary
     table = events.Tensors("eval/worst/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| t\\|99 | 1.250 | accuracy 0.500, loss 1.000 |" in table
     assert [info.name.tag for info in hparams(tmp_path, "_hparams_/experiment").experiment.metric_infos] == [
-        "eval/score/mean",
-        "eval/loss_ratio/mean",
-        "eval/score/min",
-        "eval/loss_ratio/max",
+        f"{split}/{tag}"
+        for split in ("test", "eval")
+        for tag in ("score/mean", "loss_ratio/mean", "score/min", "loss_ratio/max")
     ]
     start = hparams(tmp_path, "_hparams_/session_start_info").session_start_info.hparams
-    assert start["tasks"].string_value == "100 entries"
+    assert start["weighter.weights"].string_value == "100 entries"
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {chart.title: chart.multiline.tag for chart in layout.category[0].chart}
     assert {"eval/loss_ratio", "grad/cosine"} < charts.keys()
@@ -218,11 +324,14 @@ def test_predictions_are_a_table_of_literal_text(tmp_path: Path) -> None:
 
     nasty = "a|b `c` *d* _e_ <em>f</em> [g](h) \\ \n 情感 😀 \ud800"
     log = TensorBoardLog(tmp_path, {}, METRICS)
-    rows = [Prediction(nasty, str(number), "x" * 1000, "", 1 / 3, "l") for number in range(20)]
+    rows = [Prediction(nasty, str(number), "x" * 1000, "", 1 / 3, "l", 1.0, 1, True) for number in range(20)]
     log.add_predictions(5, NAMES[0], rows)
+    log.add_predictions(5, NAMES[0], rows[:1], split="test")
     log.close(succeeded=True)
     (event,) = read(tmp_path).Tensors(f"predictions/{NAMES[0]}/text_summary")
-    assert event.step == 5
+    (of_test,) = read(tmp_path).Tensors(f"predictions/test/{NAMES[0]}/text_summary")
+    assert event.step == of_test.step == 5
+    assert event.tensor_proto.string_val[0].startswith(of_test.tensor_proto.string_val[0])  # its first row
     page = markdown_to_safe_html(event.tensor_proto.string_val[0])
     assert page.count("<tr>") == 1 + 8
     assert page.count("<td") == 8 * 4
@@ -230,16 +339,3 @@ def test_predictions_are_a_table_of_literal_text(tmp_path: Path) -> None:
     assert page.count(literal) == 8
     assert "0.333" in page
     assert "x" * 300 + "…" in page
-
-
-@pytest.mark.parametrize(
-    ("config", "flat"),
-    [
-        ({"a": {"b": {"c": 1}}, "d": 0.5}, {"a.b.c": 1, "d": 0.5}),
-        ({"a": (1, None, "情")}, {"a": '[1, null, "情"]'}),
-        ({"a": False, "b": None, "c": {}}, {"a": "false", "b": "null"}),
-        ({1: Path("x")}, {"1": "x"}),
-    ],
-)
-def test_flatten(config: dict[str, Any], flat: dict[str, Any]) -> None:
-    assert flatten(config) == flat

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import mtl.train
+import mtl.composition
 from mtl.errors import UserError
 
-CONF = mtl.train.config_dir()
+CONF = mtl.composition.config_dir()
 GROUPS = ("sampler", "weighter", "surgery", "adapters", "stages")
 TASKS = ("small", "middle", "large")
 # What an option can't do without, or several ways of it that have states of their own.
@@ -112,19 +112,19 @@ def test_all_pairs_of_options(case, tmp_path, command, interrupted_copy, outcome
 def test_all_pairs_of_options_compose(arguments, tmp_path):
     """Into settings whose parts are made, or into one line that says why not."""
     chosen = {
-        (group, *option): mtl.train.composed([*arguments, *option, "allow_ineffective=true"], None)[group]
+        (group, *option): mtl.composition.composed([*arguments, *option, "allow_ineffective=true"], None)[group]
         for group in GROUPS[:-1]
         for option in options_of(group)
     }
-    config = mtl.train.composed(arguments, None)
+    config = mtl.composition.composed(arguments, None)
     for case in PAIRS:
         for group, option in zip(GROUPS[:-1], case, strict=False):
             config[group] = chosen[(group, *option)]
         config.allow_ineffective = True
-        mtl.train.settings_of(config, tmp_path)
+        mtl.composition.settings_of(config, tmp_path)
         config.allow_ineffective = False
         try:
-            mtl.train.settings_of(config, tmp_path)
+            mtl.composition.settings_of(config, tmp_path)
         except UserError as error:
             assert "loss weights act through it" in str(error), (case, error)
 
@@ -144,7 +144,7 @@ def test_options_in_a_fresh_process(case, tmp_path, arguments, command, interrup
             *levers,
             "resume_from_checkpoint=auto",
         ],
-        env={**os.environ, "PYTHONPATH": str(Path(mtl.train.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(mtl.composition.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=300,

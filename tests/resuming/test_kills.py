@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mtl.train import config_dir
+from mtl.composition import config_dir
 
 STEPS = 60
 LEVERS = [

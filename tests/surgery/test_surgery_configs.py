@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 import mtl.surgery
+from mtl.composition import maker
 from mtl.construct import Maker
-from mtl.train import maker
 
 FOLDER = Path(__file__).parents[2] / "conf" / "surgery"
 SUPPLIED = {"seed": 3, "names": ["a", "情感 😀"]}

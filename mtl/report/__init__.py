@@ -1,0 +1,1 @@
+"""Comparing finished runs: which strategy makes every task good, and how sure one can be of it."""

@@ -1,0 +1,175 @@
+"""Finished runs on disk: finding them, reading them, telling which belong together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mtl.config_keys import flattened, is_neutral
+from mtl.errors import UserError
+from mtl.reporting.results import Results, read_predictions, read_results
+from mtl.sweep_folder import is_sweep, jobs_of
+
+if TYPE_CHECKING:
+    from mtl.evaluation.results import Prediction
+
+TIME = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # what a run's folder is called where nobody names it
+PREFIX = re.compile(r"^(mtl|sampler|weighter|surgery|adapters)\.")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has its ``results.json``.
+
+    Args:
+        folder: Where it lies.
+        results: What it found.
+        config: Its resolved ``config.yaml``.
+        strategy: What runs that differ from it in nothing but the seed have in common, in short.
+    """
+
+    folder: Path
+    results: Results
+    config: Mapping[str, Any]
+    strategy: str
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.results.seed
+
+    @property
+    def metrics_file(self) -> Path:
+        """Its ``metrics.jsonl``: a record a step (with ``loss``) or an evaluation (with ``eval``)."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def only_task(self) -> str | None:
+        """The task that it was trained on by itself, as a reference for others."""
+        name: str | None = self.config.get("only_task")
+        return name
+
+    def predictions(self, task: str) -> list[Prediction]:
+        """Of the task's test examples, in the order of the data.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        return read_predictions(self.folder / "predictions" / f"{task}.jsonl")
+
+
+@dataclass
+class FoundRuns:
+    """What lies in some folders: finished runs, jobs of sweeps that failed, and what else there is to say."""
+
+    runs: list[FinishedRun] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_runs(paths: Sequence[Path]) -> FoundRuns:
+    """The runs in these folders, at any depth, in the order of the paths; sweeps in the order of their jobs.
+
+    Raises:
+        UserError: A path does not exist, or holds no finished run.
+    """
+    found = FoundRuns()
+    folders: dict[Path, None] = {}  # in order, each once
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: must be the folder of a run, of a sweep, or one that holds some; there is none.")
+        before = len(folders)
+        folders |= dict.fromkeys(_finished(path, found))
+        if len(folders) == before and not found.failures:
+            raise UserError(f"{path}: holds no finished run (results.json). Let the training end, or name another.")
+    drafts = []
+    for folder in folders:
+        try:
+            drafts.append(_read(folder))
+        except UserError as error:
+            found.notes.append(f"left out: {error}")
+    if not drafts:
+        raise UserError(f"No run can be read. {' '.join(found.notes)}".strip())
+    found.runs = _unique(_named(drafts), found.notes)
+    return found
+
+
+def _finished(path: Path, found: FoundRuns) -> Iterator[Path]:
+    """Folders of finished runs; notes those that are not."""
+    if (path / "results.json").is_file():
+        yield path
+    elif is_sweep(path):
+        for job in jobs_of(path):
+            if job.status == "finished":
+                yield path / job.name
+            elif job.status == "failed":
+                found.failures[job.name] = job.error
+            else:
+                found.notes.append(f"left out: {path / job.name}: {job.status}")
+    elif (path / "metrics.jsonl").is_file():
+        found.notes.append(f"left out: {path}: has not finished (there is no results.json)")
+    else:
+        for folder in sorted(item for item in path.iterdir() if item.is_dir()):
+            yield from _finished(folder, found)
+
+
+def _read(folder: Path) -> FinishedRun:
+    results = read_results(folder / "results.json")
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: must be the config of the run, found: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: must hold a mapping, found {type(config).__name__}.")
+    return FinishedRun(folder, results, config, "")
+
+
+def _named(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
+    """The runs with the names of their strategies: from the folders where these are telling, else from the configs."""
+    keys = [_key(run.config) for run in runs]
+    names: dict[str, str] = {}
+    folders: dict[str, set[str]] = {}
+    for run, key in zip(runs, keys, strict=True):
+        folders.setdefault(key, set()).add(re.sub(r"(^|,)seed=\d+", "", run.folder.resolve().name).strip(","))
+    for key, candidates in folders.items():
+        name = min(candidates)
+        names[key] = name if len(candidates) == 1 and not TIME.fullmatch(name) else ""
+    common = set.intersection(*(set(key.items()) for key in map(json.loads, folders)))
+    for key, name in names.items():
+        if not name or list(names.values()).count(name) > 1:
+            differing = [item for item in json.loads(key).items() if item not in common]
+            names[key] = ",".join(filter(None, [name, *map(_short, differing)])) or "run"
+    for run, key in zip(runs, keys, strict=True):
+        yield FinishedRun(run.folder, run.results, run.config, names[key])
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    """What runs of one strategy have in common, as JSON of dotted keys."""
+    return json.dumps(
+        {key: json.dumps(value) for key, value in sorted(flattened(config)) if key != "seed" and not is_neutral(key)}
+    )
+
+
+def _short(item: tuple[str, str]) -> str:
+    """``sampler._target_=mtl.samplers.Equal`` as ``Equal``, another key by its last name."""
+    key, value = item[0], item[1].strip('"')
+    return value.rpartition(".")[2] if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}"
+
+
+def _unique(runs: Iterable[FinishedRun], notes: list[str]) -> list[FinishedRun]:
+    """One run for each strategy and seed, the newest; the others are noted."""
+    kept: dict[tuple[str, int], FinishedRun] = {}
+    for run in runs:
+        other = kept.get((run.strategy, run.seed))
+        if other is not None:
+            older, run = sorted((other, run), key=lambda item: (item.folder / "results.json").stat().st_mtime)
+            notes.append(f"left out: {older.folder}: {run.folder} is a newer run of the same config and seed")
+        kept[run.strategy, run.seed] = run
+    return list(kept.values())

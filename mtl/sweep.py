@@ -1,0 +1,242 @@
+"""``mtl train -m``: every combination of the overrides' values, or what a search proposes, as a job of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import main as hydra_main
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtl import ranks
+from mtl.composition import completed, composed, composed_with_hydra, config_dir, job_name, parsable, settings_of
+from mtl.config_keys import config_differences
+from mtl.construct import build
+from mtl.errors import UserError
+from mtl.launch import JobFailed, new_folder
+from mtl.report.objective import OBJECTIVES, objective
+from mtl.start import Ending, report, run
+from mtl.sweep_folder import SweepRecord, clear_failure, jobs_of, open_sweep, read_sweep, record_failure, unfinished
+
+OWN_KEYS = ("sweep.dir=", "sweep.resume=")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep goes about its jobs; every field is a key of ``sweep``.
+
+    Args:
+        dir: Its folder; ``hydra.sweep.dir`` if not given.
+        resume: Whether to finish the sweep in ``dir``: what is finished stays, the rest goes on or begins.
+        over: What is swept over unless the command says otherwise: override by key. ``{task}`` in a key stands for
+            every task of the run, one after the other; ``{tasks}`` in a value for all of them.
+        objective: What a search maximises.
+        reference: Folder of the single-task runs that some objectives need.
+    """
+
+    dir: str | None = None
+    resume: bool = False
+    over: Mapping[str, str] = field(default_factory=dict)
+    objective: str = "mean_loss_ratio"
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UserError(f"sweep.objective={self.objective}: must be one of {', '.join(OBJECTIVES)}.")
+        if self.objective.endswith("change") and self.reference is None:
+            raise UserError(
+                f"sweep.objective={self.objective}: compares with single-task runs. Set sweep.reference=<their folder>."
+            )
+        if self.resume and self.dir is None:
+            raise UserError("sweep.resume=true: needs the folder of the sweep to finish. Set sweep.dir=<folder>.")
+
+
+def sweep(overrides: Sequence[str], own_configs: str | None, *, debug: bool) -> int:
+    """Runs the jobs; returns the highest exit code among them."""
+    if ranks.is_rank():
+        raise UserError(
+            "A sweep can't run inside accelerate launch: each process would sweep on its own and mix up the jobs. Run: "
+            f"mtl train -m launch.num_processes={os.environ['WORLD_SIZE']} {' '.join(overrides)}"
+        )
+    overrides, own_configs = taken_up(overrides, own_configs)
+    given = parsed(overrides)
+    check_keys(given)
+    first = composed_with_hydra([values_of(item)[0] for item in given], own_configs)
+    config: Any = OmegaConf.to_container(completed(first))
+    options = build(SweepOptions, "sweep", config["sweep"])
+    asked = {item.get_key_element() for item in given}
+    added = [
+        parsable(f"{key}={value}")
+        for key, value in ranges(options.over, list(config["tasks"] or {}))
+        if key not in asked
+    ]
+    everything = [*given, *parsed(added)]
+    check_values(everything, own_configs)
+    varied = [item for item in everything if item.is_sweep_override()]
+    searches = first.hydra.runtime.choices["hydra/sweeper"] != "basic"
+    record = SweepRecord(
+        [text for text in overrides if not text.startswith(OWN_KEYS)],
+        own_configs,
+        [] if searches else [job_name(",".join(sorted(values))) for values in product(*map(values_of, varied))],
+    )
+    wanted = Path(options.dir or first.hydra.sweep.dir).expanduser()
+    with nullcontext(wanted) if options.dir else new_folder(wanted) as folder:
+        open_sweep(folder, record, resume=options.resume)
+        fixed = [item.key_or_group for item in everything if not item.is_sweep_override()]
+        arguments = [
+            *(["--config-dir", own_configs] if own_configs else []),
+            *(item.input_line or "" for item in everything),
+            # folders named by what varies
+            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]",
+            "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
+        ]
+        try:
+            return run_jobs(arguments, options, debug=debug)
+        finally:
+            tell(folder)
+
+
+def taken_up(overrides: Sequence[str], own_configs: str | None) -> tuple[list[str], str | None]:
+    """The overrides, or those of the sweep that is to be resumed where the command gives no others."""
+    own = [text for text in overrides if text.startswith(OWN_KEYS)]
+    if "sweep.resume=true" not in own or len(own) < len(overrides):
+        return list(overrides), own_configs
+    folder = next((text.partition("=")[2].strip("'\"") for text in own if text.startswith("sweep.dir=")), None)
+    if folder is None:
+        return list(overrides), own_configs
+    record = read_sweep(Path(folder).expanduser())
+    return [*record.overrides, *own], own_configs or record.config_dir
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """As Hydra reads them."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def values_of(item: Override) -> list[str]:
+    """Overrides of a single value each: all of a choice or a range, and the ends of an interval."""
+    if not item.is_sweep_override():
+        return [item.input_line or ""]
+    key, value = item.get_key_element(), item.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    return [f"{key}={single}" for single in item.sweep_string_iterator()]
+
+
+def ranges(over: Mapping[str, str], tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The keys that ``over`` sweeps and their values, with the tasks' names filled in."""
+    for key, value in over.items():
+        names = tasks if "{task}" in key else [""]
+        for name in names:
+            yield key.replace("{task}", name), str(value).replace("{tasks}", ",".join(tasks))
+
+
+def check_keys(overrides: Sequence[Override]) -> None:
+    """Refuses what a sweep decides itself."""
+    for item in overrides:
+        key = item.get_key_element()
+        if key == "output_dir" and not item.is_delete():
+            raise UserError(
+                f"{item.input_line}: the jobs of a sweep have folders of their own. Set sweep.dir=<folder>."
+            )
+        if key.startswith("sweep.") and item.is_sweep_override():
+            raise UserError(f"{item.input_line}: must be one value for the whole sweep.")
+
+
+def check_values(overrides: Sequence[Override], own_configs: str | None) -> None:
+    """Refuses a key or a choice that does not exist before anything is written or run, one value at a time."""
+    values = [values_of(item) for item in overrides]
+    first = [options[0] for options in values]
+    composed(first, own_configs)
+    for position, options in enumerate(values):
+        for option in options[1:]:
+            composed([*first[:position], option, *first[position + 1 :]], own_configs)
+
+
+def run_jobs(arguments: Sequence[str], options: SweepOptions, *, debug: bool) -> int:
+    """Hands the jobs to Hydra's sweeper and launcher; returns the highest exit code among them."""
+    # Slurm's launcher asks a job to stop before its time is up; this signal is one that jobs answer by saving.
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
+    sweeper, codes = os.getpid(), list[int]()
+
+    @hydra_main(config_path=str(config_dir()), config_name="train", version_base="1.3")
+    def run_one(config: DictConfig) -> float | None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        print(f"Job {HydraConfig.get().job.num + 1}: {folder.name}", flush=True)
+        ending = attempt(completed(config), folder, debug=debug)
+        if ending.code and os.getpid() != sweeper:
+            raise JobFailed(ending.code, HydraConfig.get().sweep.dir)
+        codes.append(ending.code)
+        if ending.code > 128:
+            raise SystemExit(ending.code)  # stopped by a signal, which is meant for the sweep
+        return None if ending.code else objective(folder, options.objective, options.reference)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's own errors come to us instead of ending the process
+    sys.argv = ["mtl train", "-m", *arguments]
+    try:
+        run_one()
+    except JobFailed as error:
+        return error.code
+    return max(codes, default=0)
+
+
+def attempt(config: DictConfig, folder: Path, *, debug: bool) -> Ending:
+    """Runs a job, or goes on with it, unless it has finished; leaves word in its folder if it fails."""
+    clear_failure(folder)
+    try:
+        settings = settings_of(config, folder)
+        if has_finished(folder, settings.config):
+            print(f"{folder.name}: has finished before")
+            return Ending()
+        ending = run(replace(settings, resume_from_checkpoint="auto"), None, debug=debug)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        ending = Ending(2, report(error, debug=debug))
+    except Exception as error:  # a defect or a full disk, say; the other jobs still run
+        traceback.print_exc()
+        ending = Ending(1, f"{type(error).__name__}: {error}")
+    if ending.code:
+        record_failure(folder, ending.code, ending.reason)
+    return ending
+
+
+def has_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the results of this config.
+
+    Raises:
+        UserError: It holds those of another.
+    """
+    if not (folder / "results.json").is_file():
+        return False
+    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    changed = config_differences(saved, config)
+    if changed:
+        raise UserError(
+            f"{folder}: holds the results of another config: {'; '.join(changed)}. Put it back, or choose another "
+            "sweep.dir."
+        )
+    return True
+
+
+def tell(folder: Path) -> None:
+    """Says what became of the jobs, and what to do next."""
+    jobs = jobs_of(folder)
+    lines = list(unfinished(jobs))
+    quoted = shlex.quote(str(folder))
+    if lines:
+        print(f"{len(lines)} of {len(jobs)} jobs have not finished:", *lines, sep="\n", file=sys.stderr)
+        print(f"To finish them: mtl train -m sweep.dir={quoted} sweep.resume=true", file=sys.stderr)
+    if len(lines) < len(jobs):
+        print(f"To compare those that have: mtl report {quoted}")
