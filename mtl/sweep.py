@@ -72,7 +72,7 @@ def sweep(overrides: Sequence[str], own_configs: str | None, *, debug: bool) -> 
             f"mtl train -m launch.num_processes={os.environ['WORLD_SIZE']} {' '.join(overrides)}"
         )
     overrides, own_configs = taken_up(overrides, own_configs)
-    given = parsed(overrides)
+    given = list({item.get_key_element(): item for item in parsed(overrides)}.values())  # the last of a key counts
     check_keys(given)
     first = composed_with_hydra([values_of(item)[0] for item in given], own_configs)
     config: Any = OmegaConf.to_container(completed(first))

@@ -43,12 +43,14 @@ def open_sweep(folder: Path, record: SweepRecord, *, resume: bool) -> None:
     """Makes the folder of a new sweep, or takes up that of an old one.
 
     Raises:
-        UserError: The folder can't be made, or holds another sweep that is not to be resumed.
+        UserError: The folder can't be made, or holds a sweep that is not to be resumed, or none that could be.
     """
     if is_sweep(folder) and not resume:
         raise UserError(
             f"sweep.dir={folder}: holds a sweep already. Finish it with sweep.resume=true, or choose another folder."
         )
+    if resume:
+        read_sweep(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECORD, to_json(asdict(record), indent=2) + b"\n")

@@ -209,17 +209,15 @@ def test_single_task_runs_are_one_for_each_task(overrides, capsys):
         assert results["cost"]["steps"] == 2
 
 
-def test_a_search_finds_the_same_trials_again(overrides, capsys, own_module, tmp_path, monkeypatch):
+def test_a_search_finds_the_same_trials_again(overrides, own_module):
     own_module("own_weighters", OWN_WEIGHTERS)
-    monkeypatch.syspath_prepend(tmp_path / "own")
-    given = ["train", "-m", *overrides, QUIET, "sweep=optuna", "sweep.dir=out", "weighter._target_=own_weighters.One"]
+    given = ["train", "-m", *overrides, "sweep=optuna", "sweep.dir=out", "weighter._target_=own_weighters.One"]
     given += ["learning_rate=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.n_trials=3"]
-    assert main(given) == 0, capsys.readouterr().err
+    command(*given)
     jobs = jobs_of(Path("out"))
     assert [job.status for job in jobs] == ["finished"] * 3
-    assert len({job.name for job in jobs}) == 3
     trained = Path("steps.txt").read_text()
-    assert main([*given, "sweep.resume=true"]) == 0, capsys.readouterr().err
+    command("train", "-m", "sweep.dir=out", "sweep.resume=true")
     assert jobs_of(Path("out")) == jobs
     assert Path("steps.txt").read_text() == trained
     best = (Path("out") / "optimization_results.yaml").read_text()
@@ -227,9 +225,11 @@ def test_a_search_finds_the_same_trials_again(overrides, capsys, own_module, tmp
     assert f"best_value: {max(values)}" in best
 
 
-def test_static_weights_are_searched_for_every_task(overrides, capsys):
-    given = ["train", "-m", *overrides, QUIET, "experiment=tuned_static", "sweep.dir=out", "max_steps=1"]
-    assert main([*given, "hydra.sweeper.n_trials=2"]) == 0, capsys.readouterr().err
+def test_static_weights_are_searched_for_every_task(overrides):
+    command(
+        *("train", "-m", *overrides, "experiment=tuned_static", "sweep.dir=out", "max_steps=1"),
+        "hydra.sweeper.n_trials=2",
+    )
     configs = [path.read_text() for path in Path("out").glob("*/config.yaml")]
     assert len(configs) == 2
     for config in configs:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
@@ -230,6 +230,7 @@ def epochs_chart(comparison: Comparison) -> Drawing:
     seen = [item.tasks[task].epochs_seen for item in strategies for task in tasks if item.tasks[task].epochs_seen > 0]
     if seen and max(seen) > WIDE_RANGE * min(seen):
         panel.set_xscale("symlog", linthresh=min(seen))  # logarithmic, and has a place for 0
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the default's is TeX, which stays text in an SVG
     else:
         panel.set_xlim(left=0)
     panel.set_yticks(rows, list(map(shortened, tasks)))
@@ -270,6 +271,6 @@ def cost_chart(comparison: Comparison) -> Drawing:
     return Drawing(
         figure,
         "Cost of training",
-        "Mean over seeds, without evaluation. Time compares strategies only where all ran on the same machine alone."
+        "Mean over seeds, evaluation included. Time compares strategies only where each had the same machine to itself."
         f"{what_is_shown(comparison)}",
     )

@@ -5,9 +5,10 @@ Shape suffixes: R resamples, S seeds of a strategy, T tasks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import nan
+from math import inf, isnan, nan
 from statistics import fmean
 
 import numpy as np
@@ -31,21 +32,27 @@ from mtl.reporting.results import Cost
 
 Floats = NDArray[np.float64]
 BEFORE = "before training"
+MAX_ODD = 5  # strategies with other seeds that a note names
 
 
 def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison:
     """Compares strategies over tasks and seeds.
 
-    Single-task runs among ``found`` are taken as the reference where none is given.
+    Args:
+        found: Runs of the strategies. Single-task runs among them are taken as the reference where none is given.
+        references: What changes are relative to: for each task the runs of one strategy, over any seeds.
 
     Raises:
-        UserError: The runs can't be compared: other tasks, metrics or test examples, or a task without a reference.
+        UserError: The runs can't be compared: other tasks, metrics or test examples, or a task without a reference or
+            with several.
     """
     notes = [*found.notes, *(references.notes if references else [])]
     runs = [run for run in found.runs if run.only_task is None]
     alone = [run for run in found.runs if run.only_task is not None]
     if not runs:
         raise UserError("All runs are single-task runs, which are a reference. Name runs on several tasks to compare.")
+    if references and alone:
+        notes.append(f"--reference is given: {len(alone)} single-task runs beside the runs to compare are left out")
     reference_runs = references.runs if references else alone
     tasks = _same_tasks(runs)
     everything = [*runs, *(run for run in reference_runs if run.folder not in {other.folder for other in runs})]
@@ -59,6 +66,10 @@ def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison
             notes.append("without --reference and with tasks that have only a loss, changes are against the base model")
         else:
             notes.append("without --reference there is no relative change; strategies are compared by their scores")
+    if only_loss := [task.name for task in evidence if task.metric == LOSS]:
+        notes.append(
+            f"only a loss, and not by example: {', '.join(only_loss)}; so the mean and the worst task have no intervals"
+        )
     pool = Pool(evidence, reference, base, [run.seed for run in everything])
     strategies = [
         StrategyRuns(name, {run.seed: everything.index(run) for run in sorted(own, key=lambda run: run.seed)}, pool)
@@ -72,7 +83,7 @@ def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison
         base=base,
         reference={} if reference is None else {name: pool.reference_score(index) for index, name in enumerate(tasks)},
         reference_name=None if reference is None else reference.name,
-        strategies=sorted(outcomes, key=lambda outcome: -outcome.mean.value),
+        strategies=sorted(outcomes, key=lambda outcome: _nan_last(outcome.mean.value), reverse=True),
         verdicts=[
             _verdict("mean", strategies, lambda values: values.mean(axis=-1)),
             _verdict("worst", strategies, lambda values: values.min(axis=-1)),
@@ -80,7 +91,7 @@ def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison
         if len(strategies) > 1
         else [],
         notes=notes,
-        failures=found.failures,
+        failures=found.failures | (references.failures if references else {}),
     )
 
 
@@ -114,10 +125,18 @@ def _reference(
     if not references:
         return None
     chosen = {run.folder for run in references}
+    by_seed = sorted(range(len(everything)), key=lambda place: everything[place].seed)  # as those of a strategy are
     places = {
-        name: [i for i, run in enumerate(everything) if run.folder in chosen and name in run.results.tasks]
+        name: [i for i in by_seed if everything[i].folder in chosen and name in everything[i].results.tasks]
         for name in tasks
     }
+    for name, own in places.items():
+        several = list(dict.fromkeys(everything[place].strategy for place in own))
+        if len(several) > 1:
+            raise UserError(
+                f"--reference: must have runs of one strategy for {name}, and has {several[0]} and {several[1]}. Name "
+                "one of them."
+            )
     missing = [name for name, found in places.items() if not found]
     if missing:
         raise UserError(
@@ -147,8 +166,8 @@ def _outcomes(strategies: Sequence[StrategyRuns], pool: Pool, runs: Sequence[Fin
                 name=strategy.name,
                 runs=own,
                 tasks=_task_outcomes(strategy, pool, own, resampled_RT),
-                mean=_interval(float(values_T.mean()), resampled_RT.mean(axis=1)),
-                worst=_interval(float(values_T.min()), resampled_RT.min(axis=1)),
+                mean=_interval(values_T.mean(), resampled_RT.mean(axis=1)),
+                worst=_interval(values_T.min(), resampled_RT.min(axis=1)),
                 worst_task=pool.tasks[int(values_T.argmin())].name,
                 per_seed_mean={seed: float(strategy.values_T([seed]).mean()) for seed in seeds},
                 mean_rank=float(ranks[place]),
@@ -200,7 +219,7 @@ def _verdict(aggregate: str, strategies: Sequence[StrategyRuns], over_tasks: Cal
     def value(strategy: StrategyRuns, seeds: Sequence[int]) -> float:
         return float(over_tasks(strategy.values_T(seeds)))
 
-    best = max(strategies, key=lambda strategy: value(strategy, list(strategy.places)))
+    best = max(strategies, key=lambda strategy: _nan_last(value(strategy, list(strategy.places))))
     duels, p_values = [], []
     for other in strategies:
         if other is best:
@@ -224,9 +243,13 @@ def _verdict(aggregate: str, strategies: Sequence[StrategyRuns], over_tasks: Cal
     return Verdict(aggregate, best.name, [replace(duel, p_adjusted=p) for duel, p in zip(duels, adjusted, strict=True)])
 
 
+def _nan_last(value: float) -> float:
+    return -inf if isnan(value) else value
+
+
 def _interval(value: float, values_R: Floats) -> Interval:
     low, high = percentile_interval(values_R)
-    return Interval(value, low, high)
+    return Interval(float(value), low, high)
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
@@ -253,6 +276,15 @@ def _notes_on_seeds(strategies: Sequence[StrategyRuns]) -> list[str]:
             f"with {fewest} seeds the exact sign-flip test can't give a p below {2 / 2**fewest:g}; only 6 reach .05"
         )
     if len({tuple(own) for own in seeds.values()}) > 1:
-        listed = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in seeds.items())
-        notes.append(f"the strategies do not have the same seeds ({listed}); pairs are compared over those they share")
+        common = Counter(map(tuple, seeds.values())).most_common(1)[0][0]
+        odd = [f"{name} has {_listed(own)}" for name, own in seeds.items() if tuple(own) != common]
+        more = f" and {len(odd) - MAX_ODD} more differ" if len(odd) > MAX_ODD else ""
+        notes.append(
+            f"not all strategies have the seeds {_listed(common)}: {'; '.join(odd[:MAX_ODD])}{more}; pairs are "
+            "compared over the seeds they share"
+        )
     return notes
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

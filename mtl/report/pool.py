@@ -29,7 +29,14 @@ class Reference:
 
 
 class Pool:
-    """Every run's scores, with the reference's."""
+    """Every run's scores, with the reference's.
+
+    Args:
+        tasks: All runs on each task.
+        reference: What changes are relative to; None for values that are scores.
+        base: Each task's score before training, the reference where it has no runs.
+        seeds: Of each run, by its place.
+    """
 
     def __init__(
         self,
@@ -45,10 +52,11 @@ class Pool:
 
     @property
     def num_tasks(self) -> int:
+        """T."""
         return len(self.tasks)
 
     def reference_score(self, index: int) -> float:
-        """NaN without a reference."""
+        """Mean score of the reference's runs of a task; NaN without a reference."""
         task = self.tasks[index]
         if self.reference is None:
             return nan
@@ -56,6 +64,7 @@ class Pool:
         return float(task.scores[list(places)].mean()) if places else self.base[task.name]
 
     def value(self, index: int, places: Sequence[int]) -> float:
+        """Relative change of the mean score of these runs in a task, as a fraction; without a reference the score."""
         task = self.tasks[index]
         score = float(task.scores[list(places)].mean())
         if self.reference is None:
@@ -63,16 +72,18 @@ class Pool:
         return float(relative_change(score, self.reference_score(index), higher_is_better(task.metric)))
 
     def resampled_value(self, index: int, places: Sequence[int], seeds: Sequence[int]) -> Floats:
+        """The same for every resample of examples and of the runs' seeds [R]; NaN where examples are not known."""
         scores_R = self.resampled_score(index, places, seeds)
         if self.reference is None:
             return scores_R
         return relative_change(scores_R, self.resampled_reference(index), higher_is_better(self.tasks[index].metric))
 
     def resampled_score(self, index: int, places: Sequence[int], seeds: Sequence[int]) -> Floats:
-        """Mean over resampled seeds; runs of equal seeds are resampled together, whatever their strategy and task."""
+        """Mean score over resampled seeds [R]; runs of equal seeds are resampled together, of whatever strategy."""
         return mean_over_seeds(self.tasks[index].resampled_RA[:, list(places)], _seed_counts(seeds))
 
     def resampled_reference(self, index: int) -> Floats:
+        """The reference's score for every resample [R]."""
         assert self.reference is not None
         task = self.tasks[index]
         places = self.reference.places.get(task.name)
@@ -85,15 +96,20 @@ class StrategyRuns:
     """The runs of a strategy within the evidence: its values over tasks, as they are and resampled.
 
     A value is a task's relative change against the reference, or its score where there is none.
+
+    Args:
+        name: Of the strategy.
+        places: Its runs in the pool, by seed, in the order of the seeds.
+        pool: All runs.
     """
 
     def __init__(self, name: str, places: Mapping[int, int], pool: Pool) -> None:
         self.name = name
-        self.places = places  # by seed
+        self.places = places
         self._pool = pool
 
     def values_T(self, seeds: Sequence[int]) -> Floats:
-        """Over these seeds together [T]."""
+        """Values over these seeds together [T]."""
         return np.array([self._pool.value(index, self._places(seeds)) for index in range(self._pool.num_tasks)])
 
     def resampled_RT(self, seeds: Sequence[int]) -> Floats:

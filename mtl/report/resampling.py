@@ -72,16 +72,6 @@ def sufficient_statistics(
     return SufficientStatistics(np.asarray(extract(answers, references), dtype=np.float64), score)
 
 
-def loss_statistics(losses: Sequence[float], num_targets: Sequence[int]) -> SufficientStatistics:
-    """The statistics of the mean loss per target token, a ratio of sums; lower is better.
-
-    Args:
-        losses: Each example's negative log-likelihood, summed over its target tokens [nats].
-        num_targets: Each example's target tokens.
-    """
-    return SufficientStatistics(_columns(losses, num_targets), _ratio)
-
-
 def higher_is_better(metric: str) -> bool:
     """True of every task metric, false of ``loss``."""
     return metric != "loss"

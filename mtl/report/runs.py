@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,9 @@ from mtl.sweep_folder import is_sweep, jobs_of
 if TYPE_CHECKING:
     from mtl.evaluation.results import Prediction
 
+_Key = tuple[tuple[str, str], ...]
+
 TIME = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # what a run's folder is called where nobody names it
-PREFIX = re.compile(r"^(mtl|sampler|weighter|surgery|adapters)\.")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class FinishedRun:
 
     Args:
         folder: Where it lies.
-        results: What it found.
+        results: Its ``results.json``.
         config: Its resolved ``config.yaml``.
         strategy: What runs that differ from it in nothing but the seed have in common, in short.
     """
@@ -41,7 +44,7 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """What initialized the run and ordered its data."""
         return self.results.seed
 
     @property
@@ -51,7 +54,7 @@ class FinishedRun:
 
     @property
     def only_task(self) -> str | None:
-        """The task that it was trained on by itself, as a reference for others."""
+        """The task that it was trained on by itself, as a reference for others; None for a run on several tasks."""
         name: str | None = self.config.get("only_task")
         return name
 
@@ -66,7 +69,13 @@ class FinishedRun:
 
 @dataclass
 class FoundRuns:
-    """What lies in some folders: finished runs, jobs of sweeps that failed, and what else there is to say."""
+    """What lies in some folders.
+
+    Args:
+        runs: The finished ones, one for each strategy and seed.
+        failures: Jobs of sweeps that ended with an error: name (where two share one, folder) and error.
+        notes: What was left out, and why.
+    """
 
     runs: list[FinishedRun] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -84,10 +93,10 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: must be the folder of a run, of a sweep, or one that holds some; there is none.")
-        before = len(folders)
-        folders |= dict.fromkeys(_finished(path, found))
-        if len(folders) == before and not found.failures:
-            raise UserError(f"{path}: holds no finished run (results.json). Let the training end, or name another.")
+        finished = dict.fromkeys(_finished(path, found))
+        if not finished:
+            raise UserError(_nothing_finished(path, found.failures))
+        folders |= finished
     drafts = []
     for folder in folders:
         try:
@@ -109,7 +118,8 @@ def _finished(path: Path, found: FoundRuns) -> Iterator[Path]:
             if job.status == "finished":
                 yield path / job.name
             elif job.status == "failed":
-                found.failures[job.name] = job.error
+                name = str(path / job.name) if job.name in found.failures else job.name
+                found.failures[name] = job.error
             else:
                 found.notes.append(f"left out: {path / job.name}: {job.status}")
     elif (path / "metrics.jsonl").is_file():
@@ -117,6 +127,11 @@ def _finished(path: Path, found: FoundRuns) -> Iterator[Path]:
     else:
         for folder in sorted(item for item in path.iterdir() if item.is_dir()):
             yield from _finished(folder, found)
+
+
+def _nothing_finished(path: Path, failures: Mapping[str, str]) -> str:
+    failed = next((f" {name} failed: {error.rstrip('.')}." for name, error in failures.items()), "")
+    return f"{path}: holds no finished run (results.json).{failed} Let the training end, or name another."
 
 
 def _read(folder: Path) -> FinishedRun:
@@ -134,27 +149,39 @@ def _read(folder: Path) -> FinishedRun:
 def _named(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
     """The runs with the names of their strategies: from the folders where these are telling, else from the configs."""
     keys = [_key(run.config) for run in runs]
-    names: dict[str, str] = {}
-    folders: dict[str, set[str]] = {}
+    folders: dict[_Key, set[str]] = {}
     for run, key in zip(runs, keys, strict=True):
-        folders.setdefault(key, set()).add(re.sub(r"(^|,)seed=\d+", "", run.folder.resolve().name).strip(","))
-    for key, candidates in folders.items():
-        name = min(candidates)
-        names[key] = name if len(candidates) == 1 and not TIME.fullmatch(name) else ""
-    common = set.intersection(*(set(key.items()) for key in map(json.loads, folders)))
-    for key, name in names.items():
-        if not name or list(names.values()).count(name) > 1:
-            differing = [item for item in json.loads(key).items() if item not in common]
-            names[key] = ",".join(filter(None, [name, *map(_short, differing)])) or "run"
+        folders.setdefault(key, set()).add(_folder_name(run.folder))
+    given = {key: next(iter(names)) if len(names) == 1 else "" for key, names in folders.items()}
+    names: dict[_Key, str] = {}
+    for key, name in given.items():
+        # Single-task runs differ from the others in all that makes them single-task runs.
+        alike = [item for item in given if _is_alone(item) == _is_alone(key)]
+        common = set.intersection(*(set(item) for item in alike if name in ("", given[item])))
+        full = ",".join(filter(None, [name, *(_short(item) for item in key if item not in common)])) or "run"
+        taken = {names.get(item) for item in alike}
+        names[key] = next(own for own in chain([full], (f"{full} ({i})" for i in count(2))) if own not in taken)
     for run, key in zip(runs, keys, strict=True):
-        yield FinishedRun(run.folder, run.results, run.config, names[key])
+        yield replace(run, strategy=names[key])
 
 
-def _key(config: Mapping[str, Any]) -> str:
-    """What runs of one strategy have in common, as JSON of dotted keys."""
-    return json.dumps(
-        {key: json.dumps(value) for key, value in sorted(flattened(config)) if key != "seed" and not is_neutral(key)}
+def _folder_name(folder: Path) -> str:
+    """Without the seed; empty where it is only a time."""
+    name = unicodedata.normalize("NFC", re.sub(r"(^|,)seed=\d+", "", folder.resolve().name).strip(","))
+    return "" if TIME.fullmatch(name) else name
+
+
+def _key(config: Mapping[str, Any]) -> _Key:
+    """What runs of one strategy have in common: dotted keys and their values as JSON."""
+    return tuple(
+        (key, json.dumps(value, ensure_ascii=False))
+        for key, value in sorted(flattened(config))
+        if key != "seed" and (key == "model.name_or_path" or not is_neutral(key))
     )
+
+
+def _is_alone(key: _Key) -> bool:
+    return any(name == "only_task" and value != "null" for name, value in key)
 
 
 def _short(item: tuple[str, str]) -> str:
@@ -165,11 +192,12 @@ def _short(item: tuple[str, str]) -> str:
 
 def _unique(runs: Iterable[FinishedRun], notes: list[str]) -> list[FinishedRun]:
     """One run for each strategy and seed, the newest; the others are noted."""
-    kept: dict[tuple[str, int], FinishedRun] = {}
+    kept: dict[tuple[str, str | None, int], FinishedRun] = {}
     for run in runs:
-        other = kept.get((run.strategy, run.seed))
+        place = (run.strategy, run.only_task, run.seed)
+        other = kept.get(place)
         if other is not None:
             older, run = sorted((other, run), key=lambda item: (item.folder / "results.json").stat().st_mtime)
             notes.append(f"left out: {older.folder}: {run.folder} is a newer run of the same config and seed")
-        kept[run.strategy, run.seed] = run
+        kept[place] = run
     return list(kept.values())

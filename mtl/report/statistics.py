@@ -25,7 +25,6 @@ Shape suffixes: N examples, R resamples, S seeds, T tasks, A systems.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,24 +44,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-class ChangeSummary(NamedTuple):
-    """A system's relative changes over its tasks.
-
-    Args:
-        mean: Their mean.
-        worst: The smallest.
-        worst_task: Its index.
-        num_below_zero: Tasks with a change below 0.
-        num_hurt: Tasks whose interval lies wholly below 0.
-    """
-
-    mean: float
-    worst: float
-    worst_task: int
-    num_below_zero: int
-    num_hurt: int
 
 
 def resample_examples(num_examples: int, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> Counts:
@@ -171,23 +152,6 @@ def relative_change(new: ArrayLike, reference: ArrayLike, higher_is_better: Arra
     new, reference = np.asarray(new, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     change = (new - reference) / np.maximum(np.abs(reference), REFERENCE_FLOOR)
     return np.asarray(np.where(higher_is_better, change, -change))
-
-
-def summarize_changes(changes_T: ArrayLike, intervals_T: Sequence[Interval]) -> ChangeSummary:
-    """Mean, worst task and tasks hurt. Mean and worst are NaN where a change is: no task is left out silently.
-
-    Args:
-        changes_T: Relative change in each task.
-        intervals_T: Its interval; one of NaN shows no harm.
-    """
-    changes = np.asarray(changes_T, dtype=np.float64)
-    return ChangeSummary(
-        mean=float(changes.mean()),
-        worst=float(changes.min()),
-        worst_task=int(changes.argmin()),
-        num_below_zero=int((_rounded(changes) < 0).sum()),
-        num_hurt=sum(interval.high < 0 for interval in intervals_T),
-    )
 
 
 def mean_ranks(scores_AT: ArrayLike, higher_is_better: ArrayLike = True) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isnan, nan
 
 from mtl.report.comparison import Comparison, Interval, StrategyOutcome, Verdict
 
@@ -11,30 +12,33 @@ AGGREGATES = {"mean": "the mean over the tasks", "worst": "the worst task"}
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """The findings, the most important first."""
+    """The findings, the most important first: a verdict on the mean and on the worst task, tasks hurt, failures."""
     found = [_verdict(verdict, comparison) for verdict in comparison.verdicts]
     if not comparison.verdicts:
         found.append(_alone(comparison.strategies[0], comparison))
     found += _hurt(comparison)
     if comparison.failures:
-        found.append(
-            f"{len(comparison.failures)} jobs failed and are not in here: {_listed(list(comparison.failures))}."
-        )
+        number_failed = "1 job" if len(comparison.failures) == 1 else f"{len(comparison.failures)} jobs"
+        found.append(f"Failed, and not in here: {number_failed}, {_listed(list(comparison.failures))}.")
     return found
 
 
 def percent(value: float) -> str:
-    """A relative change as one reads it."""
-    return f"{100 * value:+.1f} %"
+    """A relative change as one reads it: ``+1.2 %`` for .012."""
+    return "unknown" if isnan(value) else f"{100 * value:+.1f} %"
 
 
 def number(value: float, comparison: Comparison) -> str:
     """A mean or worst value: a relative change, or a score where there is no reference."""
-    return percent(value) if comparison.reference_name else f"{value:.3f}"
+    if comparison.reference_name:
+        return percent(value)
+    return "unknown" if isnan(value) else f"{value:.3f}"
 
 
 def with_interval(interval: Interval, comparison: Comparison) -> str:
-    """The value and its 95 % interval."""
+    """The value and its 95 % interval, if it has one."""
+    if isnan(interval.low):
+        return number(interval.value, comparison)
     low, high = number(interval.low, comparison), number(interval.high, comparison)
     return f"{number(interval.value, comparison)} [{low}, {high}]"
 
@@ -43,33 +47,38 @@ def _verdict(verdict: Verdict, comparison: Comparison) -> str:
     best = next(item for item in comparison.strategies if item.name == verdict.best)
     value = best.mean if verdict.aggregate == "mean" else best.worst
     what = AGGREGATES[verdict.aggregate]
-    where = f", {best.worst_task}," if verdict.aggregate == "worst" else ""
+    where = f" ({best.worst_task})" if verdict.aggregate == "worst" else ""
     against = f" against {comparison.reference_name}" if comparison.reference_name else ""
+    found = f"{with_interval(value, comparison)}{against}{where}"
     open_names = [duel.other for duel in verdict.duels if not duel.decided]
-    start = f"For {what}{where} {best.name} has the highest value, {with_interval(value, comparison)}{against}"
     if not open_names:
         closest = min(verdict.duels, key=lambda duel: duel.difference.low)
         return (
-            f"{start}, and the test examples tell it from every other strategy (closest: {closest.other}, difference "
-            f"{with_interval(closest.difference, comparison)}){_seeds(verdict)}."
+            f"Best for {what}: {best.name}, {found}. The test examples tell it from every other strategy (closest: "
+            f"{closest.other}, difference {with_interval(closest.difference, comparison)}){_seeds(verdict)}."
         )
     if len(open_names) == len(verdict.duels):
-        return f"{start}, but the data do not decide it: no other strategy is told from it{_seeds(verdict)}."
+        return (
+            f"Undecided for {what}: {best.name} is ahead, {found}, but the data do not tell it from any other strategy"
+            f"{_seeds(verdict)}."
+        )
     return (
-        f"{start}, but the data do not tell it from {_listed(open_names)}; it is ahead of the other "
-        f"{len(verdict.duels) - len(open_names)}{_seeds(verdict)}."
+        f"Not fully decided for {what}: {best.name} is ahead, {found}, and the data tell it from "
+        f"{len(verdict.duels) - len(open_names)} of the {len(verdict.duels)} others, but not from {_listed(open_names)}"
+        f"{_seeds(verdict)}."
     )
 
 
 def _seeds(verdict: Verdict) -> str:
     """What the seeds add, which the examples alone can't say."""
-    tested = [duel for duel in verdict.duels if duel.sign_flip_p is not None]
+    tested = [(duel.sign_flip_p or nan, duel.num_seeds) for duel in verdict.duels]
+    tested = [(p, num_seeds) for p, num_seeds in tested if not isnan(p)]
     if not tested:
-        return "; one seed says nothing of another"
-    lowest = min(duel.sign_flip_p or 1.0 for duel in tested)
-    fewest = min(duel.num_seeds for duel in tested)
-    least = 2 / 2**fewest
-    limit = f", and {fewest} seeds can't give less than {least:g}" if least > 0.05 else ""
+        shared = any(duel.num_seeds for duel in verdict.duels)
+        return "; one seed says nothing of another" if shared else "; without a seed in common nothing is paired by it"
+    lowest, num_seeds = min(tested)
+    least = 2 / 2**num_seeds
+    limit = f", and {num_seeds} seeds can't give less than {least:g}" if least > 0.05 else ""
     return f"; over the seeds the lowest sign-flip p is {lowest:.3g}{limit}"
 
 

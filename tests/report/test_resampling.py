@@ -11,7 +11,7 @@ from sacrebleu.metrics.bleu import BLEU
 import mtl
 from mtl.errors import UserError
 from mtl.evaluation.metrics import METRICS, score_answers
-from mtl.report.resampling import higher_is_better, loss_statistics, resampled_scores, sufficient_statistics
+from mtl.report.resampling import higher_is_better, resampled_scores, sufficient_statistics
 from mtl.report.statistics import resample_examples
 
 SCORED = [metric for metric in METRICS if metric != "none"]
@@ -108,10 +108,7 @@ def test_bleu_is_not_a_mean_over_examples():
     assert abs(statistics.total - 0.5) > 0.1
 
 
-def test_loss_is_a_ratio_of_sums_and_lower_is_better():
-    statistics = loss_statistics([6.0, 1.0], [3, 1])
-    assert statistics.total == 7 / 4  # not the mean of 2 and 1
-    assert resampled_scores(np.array([[2, 0], [0, 2], [1, 1]]), [statistics])[:, 0].tolist() == [2, 1, 1.75]
+def test_only_of_the_loss_lower_is_better():
     assert not higher_is_better("loss")
     assert all(higher_is_better(metric) for metric in METRICS)
 
@@ -136,12 +133,6 @@ def test_one_example_tells_nothing_of_others():
         assert np.isnan(resampled_scores(counts_RN, [statistics, statistics])).tolist() == [[True, True]] * 5
 
 
-def test_nan_losses_stay_nan():
-    statistics = loss_statistics([float("nan"), 1.0], [1, 1])
-    assert np.isnan(statistics.total)
-    assert np.isnan(resampled_scores(np.array([[1, 1]]), [statistics])).all()
-
-
 def test_what_cannot_be_resampled_is_refused():
     with pytest.raises(UserError, match=r"Unknown metric 'blue'\. Choose one of: accuracy"):
         sufficient_statistics("blue", ["a"], ["a"], [1.0])
@@ -149,6 +140,6 @@ def test_what_cannot_be_resampled_is_refused():
         sufficient_statistics("none", ["a"], ["a"], [1.0])
     with pytest.raises(ValueError, match="2, 1, 1 examples"):
         sufficient_statistics("bleu", ["a", "b"], ["a"], [1.0])
-    systems = [loss_statistics([1.0] * n, [1] * n) for n in (2, 3)]
+    systems = [sufficient_statistics("accuracy", ["a"] * n, ["a"] * n, [1.0] * n) for n in (2, 3)]
     with pytest.raises(ValueError, match="same shape"):
         resampled_scores(np.ones((1, 2), dtype=np.int64), systems)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm, permutation_test, rankdata
 
-from mtl.report.resampling import SufficientStatistics, loss_statistics, resampled_scores, sufficient_statistics
+from mtl.report.resampling import SufficientStatistics, resampled_scores, sufficient_statistics
 from mtl.report.statistics import (
     NUM_RESAMPLES,
-    Interval,
     holm,
     mean_over_seeds,
     mean_ranks,
@@ -20,11 +19,10 @@ from mtl.report.statistics import (
     resample_examples,
     resample_seeds,
     sign_flip_p,
-    summarize_changes,
     two_sided_p,
 )
 
-RATIO = loss_statistics([1.0], [1]).score
+RATIO = sufficient_statistics("accuracy", ["a"], ["a"], [1.0]).score
 BLEU = sufficient_statistics("bleu", ["a"], ["a"], [1.0]).score
 
 
@@ -171,7 +169,7 @@ def test_two_sided_p():
 
 def test_equal_systems_do_not_differ(rng):
     """Also where their sums are rounded differently, as they are in other columns of a matrix product."""
-    systems = [loss_statistics(rng.random(50), [3] * 50)] * 2
+    systems = [sufficient_statistics("accuracy", [""] * 50, [""] * 50, rng.random(50))] * 2
     scores_RA = resampled_scores(resample_examples(50, rng), systems)
     differences = scores_RA[:, 0] - scores_RA[:, 1] + 1e-16
     assert percentile_interval(differences) == (0, 0)
@@ -237,14 +235,6 @@ def test_relative_change_of_extremes():
     assert relative_change(1.5, 2.0, higher_is_better=False) == 0.25
     assert relative_change(np.ones((5, 3)), np.full(3, 2.0), [True, False, True]).shape == (5, 3)
     assert np.isnan(relative_change(np.nan, 0.5))
-
-
-def test_summary_of_changes():
-    intervals = [Interval(0.1, 0.3), Interval(-0.3, -0.1), Interval(-0.2, 0.0), Interval(np.nan, np.nan)]
-    summary = summarize_changes([0.2, -0.2, -0.1, -1e-16], intervals)
-    assert summary == (pytest.approx(-0.025), -0.2, 1, 2, 1)
-    missing = summarize_changes([0.2, np.nan], intervals[:2])
-    assert np.isnan([missing.mean, missing.worst]).all()
 
 
 def test_mean_ranks(rng):
