@@ -29,7 +29,17 @@ from mtl.errors import UserError
 from mtl.launch import JobFailed, new_folder
 from mtl.report.objective import OBJECTIVES, objective
 from mtl.start import Ending, report, run
-from mtl.sweep_folder import SweepRecord, clear_failure, jobs_of, open_sweep, read_sweep, record_failure, unfinished
+from mtl.sweep_folder import (
+    CHARTS,
+    SweepRecord,
+    clear_failure,
+    jobs_of,
+    link_charts,
+    open_sweep,
+    read_sweep,
+    record_failure,
+    unfinished,
+)
 
 OWN_KEYS = ("sweep.dir=", "sweep.resume=")
 
@@ -189,6 +199,7 @@ def run_jobs(arguments: Sequence[str], options: SweepOptions, *, debug: bool) ->
     try:
         run_one()
     except JobFailed as error:
+        print(f"mtl: error: {error}", file=sys.stderr)
         return error.code
     return max(codes, default=0)
 
@@ -197,6 +208,7 @@ def attempt(config: DictConfig, folder: Path, *, debug: bool) -> Ending:
     """Runs a job, or goes on with it, unless it has finished; leaves word in its folder if it fails."""
     clear_failure(folder)
     try:
+        link_charts(folder)
         settings = settings_of(config, folder)
         if has_finished(folder, settings.config):
             print(f"{folder.name}: has finished before")
@@ -240,3 +252,4 @@ def tell(folder: Path) -> None:
         print(f"To finish them: mtl train -m sweep.dir={quoted} sweep.resume=true", file=sys.stderr)
     if len(lines) < len(jobs):
         print(f"To compare those that have: mtl report {quoted}")
+        print(f"Their charts: tensorboard --logdir {shlex.quote(str(folder / CHARTS))}")

@@ -13,6 +13,7 @@ from mtl.reporting.json_files import to_json, write_atomically
 
 RECORD = "sweep.json"
 FAILURE = "failure.json"
+CHARTS = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,14 @@ def record_failure(folder: Path, code: int, error: str) -> None:
 def clear_failure(folder: Path) -> None:
     """Forgets an earlier failure."""
     (folder / FAILURE).unlink(missing_ok=True)
+
+
+def link_charts(folder: Path) -> None:
+    """Shows a job's charts to TensorBoard by the job's own name, in the sweep's folder ``tensorboard``."""
+    link = folder.parent / CHARTS / folder.name
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..", folder.name, CHARTS), target_is_directory=True)
 
 
 def jobs_of(folder: Path) -> list[SweepJob]:

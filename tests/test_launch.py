@@ -194,7 +194,7 @@ def test_an_error_of_one_rank_is_named(overrides, command):
 
 
 def test_mistakes_are_found_before_a_process_is_started(overrides, monkeypatch, capsys):
-    monkeypatch.setattr(train, "run_processes", lambda *arguments, **options: pytest.fail("started"))
+    monkeypatch.setattr("mtl.start.run_processes", lambda *arguments, **options: pytest.fail("started"))
     for given, expected in {
         "sampler.temperature=0": "sampler.temperature: must be above 0",
         "launch.num_proceses=3": "launch.num_proceses: there is no such option. Did you mean num_processes?",

@@ -33,6 +33,7 @@ def launch_of(name, num_gpus):
         ("deepspeed", 4, 1, False, False),
         ("multi_node", 8, 2, False, False),
         ("slurm", 4, 1, False, False),
+        ("joblib", 1, 1, False, False),
     ],
 )
 def test_accelerate_understands_it(monkeypatch, name, num_processes, num_machines, cpu, fsdp):

@@ -151,6 +151,7 @@ def test_a_sweep_that_was_killed_goes_on_with_what_is_missing(overrides, own_mod
     whole = [Path("out", name, "metrics.jsonl").read_text() for name in (jobs[0], jobs[2])]
     assert whole[0] == whole[1], "a run that was killed must leave what it would have left"
 
+    assert list(Path("out/tensorboard", jobs[0]).glob("events*")) == list(Path("out/tensorboard", jobs[0]).iterdir())
     shown, _ = command("report", "out")
     assert f"failed: {jobs[3]}: {reason}" in shown
     for name in ("One", "Two", "Three", "Five", "Six"):

@@ -260,8 +260,8 @@ def test_every_option_of_the_schema_reaches_options():
 
     config = composed([])
     groups = {"model", "tasks", "adapters", "sampler", "weighter", "surgery", "optimizer", "scheduler"}
-    groups |= {"stages", "launch"}
-    other = {"stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
+    groups |= {"stages", "launch", "sweep"}
+    other = {"only_task", "only_budget", "stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
     assert set(OmegaConf.to_container(config)) == set(Options.__dataclass_fields__) | groups | other
 
 

@@ -93,9 +93,10 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: must be the folder of a run, of a sweep, or one that holds some; there is none.")
+        num_known = len(found.failures)
         finished = dict.fromkeys(_finished(path, found))
         if not finished:
-            raise UserError(_nothing_finished(path, found.failures))
+            raise UserError(_nothing_finished(path, list(found.failures.items())[num_known:]))
         folders |= finished
     drafts = []
     for folder in folders:
@@ -129,8 +130,8 @@ def _finished(path: Path, found: FoundRuns) -> Iterator[Path]:
             yield from _finished(folder, found)
 
 
-def _nothing_finished(path: Path, failures: Mapping[str, str]) -> str:
-    failed = next((f" {name} failed: {error.rstrip('.')}." for name, error in failures.items()), "")
+def _nothing_finished(path: Path, failures: Sequence[tuple[str, str]]) -> str:
+    failed = next((f" {name} failed: {error.rstrip('.')}." for name, error in failures), "")
     return f"{path}: holds no finished run (results.json).{failed} Let the training end, or name another."
 
 

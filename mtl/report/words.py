@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isnan, nan
+from math import isnan
 
 from mtl.report.comparison import Comparison, Interval, StrategyOutcome, Verdict
 
@@ -71,12 +71,14 @@ def _verdict(verdict: Verdict, comparison: Comparison) -> str:
 
 def _seeds(verdict: Verdict) -> str:
     """What the seeds add, which the examples alone can't say."""
-    tested = [(duel.sign_flip_p or nan, duel.num_seeds) for duel in verdict.duels]
-    tested = [(p, num_seeds) for p, num_seeds in tested if not isnan(p)]
+    tested = [(duel.sign_flip_p, duel.num_seeds) for duel in verdict.duels if duel.sign_flip_p is not None]
     if not tested:
         shared = any(duel.num_seeds for duel in verdict.duels)
         return "; one seed says nothing of another" if shared else "; without a seed in common nothing is paired by it"
-    lowest, num_seeds = min(tested)
+    known = [(p, num_seeds) for p, num_seeds in tested if not isnan(p)]
+    if not known:
+        return ""
+    lowest, num_seeds = min(known)
     least = 2 / 2**num_seeds
     limit = f", and {num_seeds} seeds can't give less than {least:g}" if least > 0.05 else ""
     return f"; over the seeds the lowest sign-flip p is {lowest:.3g}{limit}"

@@ -51,7 +51,9 @@ class RunLog:
         self._num_records = self._metrics_file.truncate(num_records)
         self._timings_file.truncate_after(step)
         self.console = RunConsole()
-        self._tensorboard = TensorBoardLog(folder / "tensorboard", config, metrics, step=step)
+        self._tensorboard = TensorBoardLog(
+            folder / "tensorboard", {**config, "run_name": folder.name}, metrics, step=step
+        )
         self._watch = RunWatch()
         self._sizes = sizes
         self._stage = ExitStack()

@@ -156,6 +156,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     flat = flatten(config)
     levers = ", ".join(str(flat[lever]) for lever in ("sampler", "weighter", "surgery") if lever in flat)
     name = re.sub(r"(^|,)seed=[^,]*", "", str(config.get("run_name") or "")).strip(",")
+    if re.fullmatch(r"\d\d-\d\d-\d\d(-\d+)?", name):  # a time, which is what a folder is called if nobody names it
+        name = ""
     shown = {"Strategy": name or levers, "stages": "+".join(config.get("stage_order") or ())}
     if "seed" in flat:
         flat["seed"] = str(flat["seed"])  # a number would be shown as 1.0000

@@ -188,8 +188,9 @@ def test_a_damaged_run_beside_a_good_one_is_marked(make_run, tmp_path, file, con
     assert [run.strategy for run in found.runs] == ["good"]
     (note,) = found.notes
     assert note.startswith(f"left out: {path}: ")
-    pytest.raises(UserError, find_runs, [path.parent]).match(f"^No run can be read. left out: .*{reason}")
     assert "\n" not in note
+    with pytest.raises(UserError, match=f"^No run can be read. left out: .*{reason}"):
+        find_runs([path.parent])
 
 
 def test_jobs_of_a_sweep(make_run, tmp_path):
@@ -228,14 +229,22 @@ def test_folders_without_finished_runs_are_refused(make_run, tmp_path):
     (tmp_path / "empty").mkdir()
     good = make_run(tasks=CHOICE)
     message = rf"^{tmp_path}/empty: holds no finished run \(results\.json\)\. Let the training end, or name another\.$"
-    pytest.raises(UserError, find_runs, [good, tmp_path / "empty"]).match(message)
-    pytest.raises(UserError, find_runs, [tmp_path / "no"]).match(r"/no: must be the folder of a run, .*there is none")
-    sweep = tmp_path / "sweep"
-    open_sweep(sweep, SweepRecord([], None, ["broken"]), resume=False)
-    record_failure(sweep / "broken", 1, "batch_size=0: must be above 0.")
-    pytest.raises(UserError, find_runs, [good, sweep]).match(r"broken failed: batch_size=0: must be above 0\. Let the")
-    (sweep / "sweep.json").write_text("{")
-    pytest.raises(UserError, find_runs, [sweep]).match(r"sweep\.json: must be what a sweep has written")
+    with pytest.raises(UserError, match=message):
+        find_runs([good, tmp_path / "empty"])
+    with pytest.raises(UserError, match=r"/no: must be the folder of a run, of a sweep, .*there is none\.$"):
+        find_runs([good, tmp_path / "no"])
+
+
+def test_a_sweep_whose_jobs_all_failed_is_refused_with_an_error(make_run, tmp_path):
+    for name in ("first", "second"):
+        open_sweep(tmp_path / name, SweepRecord([], None, [f"{name}_job"]), resume=False)
+        record_failure(tmp_path / name / f"{name}_job", 1, f"{name}: must be above 0.")
+    make_run("good", folder=tmp_path / "first", tasks=CHOICE)
+    with pytest.raises(UserError, match=r"second: holds no .*\. second_job failed: second: must be above 0\. Let the"):
+        find_runs([tmp_path / "first", tmp_path / "second"])
+    (tmp_path / "second" / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match=r"second/sweep\.json: must be what a sweep has written"):
+        find_runs([tmp_path / "second"])
 
 
 def test_predictions_of_an_older_version_are_refused(make_run):
@@ -245,9 +254,9 @@ def test_predictions_of_an_older_version_are_refused(make_run):
     del lines[2]["complete"], lines[2]["num_targets"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = find_runs([folder])
-    pytest.raises(UserError, compare, found).match(
-        rf"^{path}:3: must have the keys of a prediction, and lacks complete, num_targets; run it again\.$"
-    )
+    message = rf"^{path}:3: must have the keys of a prediction, and lacks complete, num_targets; run it again\.$"
+    with pytest.raises(UserError, match=message):
+        compare(found)
 
 
 def test_reading_and_comparing_imports_no_torch(make_run):

@@ -10,8 +10,15 @@ import pytest
 
 from mtl.errors import UserError
 from mtl.evaluation.results import Prediction
-from mtl.reporting.json_files import read_json_lines
-from mtl.reporting.results import Cost, Results, TaskResult, read_results, write_predictions, write_results
+from mtl.reporting.results import (
+    Cost,
+    Results,
+    TaskResult,
+    read_predictions,
+    read_results,
+    write_predictions,
+    write_results,
+)
 
 TASK = TaskResult(
     metric="accuracy",
@@ -148,12 +155,18 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 def test_predictions(tmp_path: Path) -> None:
     rows = [
-        Prediction("问题\u2028?", "😀", "It is 😀.\n", "😀", 1.0, "test.jsonl:1"),
-        Prediction("p", "r", "", "", 0.0, "test.jsonl:2"),
+        Prediction("问题\u2028?", "😀", "It is 😀.\n", "😀", 1.0, "test.jsonl:1", 2.5, 3, True),
+        Prediction("p", "r", "", "", 0.0, "test.jsonl:2", 0.1, 1, False),
     ]
     write_predictions(tmp_path / "predictions", "情感 😀", rows)
     path = tmp_path / "predictions" / "情感 😀.jsonl"
     assert path.read_bytes().splitlines()[1] == (
-        b'{"prompt": "p", "reference": "r", "prediction": "", "answer": "", "score": 0.0, "location": "test.jsonl:2"}'
+        b'{"prompt": "p", "reference": "r", "prediction": "", "answer": "", "score": 0.0, "location": "test.jsonl:2", '
+        b'"loss": 0.1, "num_targets": 1, "complete": false}'
     )
-    assert [Prediction(**row) for row in read_json_lines(path)] == rows
+    assert read_predictions(path) == rows
+    path.write_text('{"prompt": "p", "reference": "r"}\n')
+    with pytest.raises(UserError, match=r":1: must have the keys of a prediction, and lacks answer, complete"):
+        read_predictions(path)
+    with pytest.raises(UserError, match="must be a file, and there is none"):
+        read_predictions(tmp_path / "predictions" / "other.jsonl")
