@@ -21,6 +21,7 @@ from mtl.report.pool import SEED, Pool, Reference, StrategyRuns
 from mtl.report.resampling import higher_is_better
 from mtl.report.runs import FinishedRun, FoundRuns
 from mtl.report.statistics import (
+    REFERENCE_FLOOR,
     holm,
     mean_ranks,
     pareto_front,
@@ -77,6 +78,12 @@ def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison
     ]
     outcomes = _outcomes(strategies, pool, runs)
     notes += _notes_on_seeds(strategies)
+    notes += [
+        f"{name}: its reference, {pool.reference_score(index):.3f}, is below {REFERENCE_FLOOR}, by which changes are "
+        "divided at least; it may dominate the mean"
+        for index, name in enumerate(tasks)
+        if abs(pool.reference_score(index)) < REFERENCE_FLOOR
+    ]
     return Comparison(
         tasks=tasks,
         metrics={task.name: task.metric for task in evidence},
