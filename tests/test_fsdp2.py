@@ -15,6 +15,7 @@ from mtl.distributed import fsdp_requested
 from mtl.errors import UserError
 from mtl.evaluation.losses import summed_losses
 from mtl.evaluation.options import option_log_likelihoods
+from mtl.reporting.json_files import read_json_lines
 
 COLOURS = ["red", "green", "blue"]
 MARKS = ["a", "b"]  # one token and the end of the turn
@@ -94,7 +95,7 @@ def assert_same_run(found, expected):
     results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (found, expected)]
     assert_alike(results[0]["tasks"], results[1]["tasks"])
     for file in sorted((expected / "predictions").iterdir()):
-        assert (found / "predictions" / file.name).read_bytes() == file.read_bytes()
+        assert_alike(read_json_lines(found / "predictions" / file.name), read_json_lines(file))
     for pattern in ("checkpoints/*/tensors.safetensors", "adapters/*/*.safetensors", "model/*.safetensors"):
         files = sorted(file.relative_to(expected) for file in expected.glob(pattern))
         assert files == sorted(file.relative_to(found) for file in found.glob(pattern))

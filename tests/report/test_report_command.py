@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mtl.cli import main
 from mtl.sweep_folder import SweepRecord, open_sweep, record_failure
@@ -69,7 +68,7 @@ def test_end_to_end(make_run, tmp_path):
     assert len(tasks) == 2 * 4 * 2
     page = (runs / "report" / "report.html").read_text(encoding="utf-8")
     assert "Undecided for the mean over the tasks: pcgrad" in page
-    assert "sentiment 0: &lt;b&gt;what?&lt;/b&gt;" in page  # of the worst examples
+    assert "&lt;b&gt;what?&lt;/b&gt;" in page  # of the worst examples
     assert len(list((runs / "report" / "charts").glob("*.svg"))) > 3
 
 
@@ -113,8 +112,9 @@ def test_blind_comparison_and_its_judgements(make_run, tmp_path, capsys):
     assert "pcgrad" not in page.read_text(encoding="utf-8")
     secret = json.loads(key.read_text())
     assert secret["strategies"] == ["equal", "pcgrad"]
+    judgements = [{"item": item, "choice": "A", "seconds": 1.0} for item in secret["items"]]
     (tmp_path / "ann.json").write_text(
-        json.dumps({"page": secret["page"], "judge": "Ann", "choices": dict.fromkeys(secret["items"], "A")})
+        json.dumps({"page": secret["page"], "judge": "Ann", "judgements": judgements}), encoding="utf-8"
     )
     assert report("--judgements", tmp_path / "ann.json", "--key", key) == 0
     assert "Ann" in capsys.readouterr().out

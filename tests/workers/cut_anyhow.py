@@ -110,7 +110,7 @@ def results_of(distributed, cases):
             found = backward(Batch(case.examples, TASKS), case.scale_T, step=index, apart=case.apart)
             name = f"{index}/{str(dtype).removeprefix('torch.')}"
             results[f"{name}/losses"] = found.losses_M.clone()
-            results[f"{name}/gramian"] = backward.gramian(found)
+            results[f"{name}/gramian"] = backward.gramian(found.shared_RN)
             rows_RN = found.shared_RN
             if backward.shards_rows:
                 rows_RN = gathered(distributed, layout.shared_parameters(), rows_RN)
