@@ -34,8 +34,9 @@ from mtl.resume import (
     open_output,
 )
 from mtl.run import Run, RunState, StageParts
-from mtl.settings import Levers, Settings
+from mtl.settings import Settings
 from mtl.stage_parts import check_stages, make_parts
+from mtl.stages import Stage
 from mtl.step import needs_rows
 from mtl.surgery import GramianSurgery, Mean
 from mtl.zero import shard_frozen
@@ -178,7 +179,7 @@ def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
             "this one cannot. Take another layout."
         )
     measures = settings.options.conflict_steps is not None
-    wanted = [check_surgery(settings, levers, backward) for levers in settings.factories.levers.values()]
+    wanted = [check_surgery(settings, stage, backward) for stage in settings.stages]
     if not any(wanted) and not measures:
         return
     batch_size = max(stage.batch_size or settings.options.batch_size for stage in settings.stages)
@@ -193,9 +194,9 @@ def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
         )
 
 
-def check_surgery(settings: Settings, levers: Levers, backward: Backward) -> bool:
-    """Refuses surgery that has nothing to work on; says whether these strategies need the tasks' gradients apart."""
-    shape = settings.shape_of_all_tasks()
+def check_surgery(settings: Settings, stage: Stage, backward: Backward) -> bool:
+    """Refuses surgery that has nothing to work on; says whether the stage needs the tasks' gradients apart."""
+    levers, shape = settings.factories.levers[stage.name], settings.shape_of(stage)
     surgery, name = levers.surgery(shape), levers.names["surgery"]
     mean = isinstance(surgery, Mean)
     if mean:

@@ -114,8 +114,8 @@ class Settings:
             stage.check_tasks(names)
             self._check_stage(stage, first=place == 0)
         self._check_selection()
-        for levers in {id(levers): levers for levers in self.factories.levers.values()}.values():
-            self._check_levers(levers)
+        for stage in self.stages:
+            self._check_levers(self.factories.levers[stage.name], stage)
         optimizer = self.factories.optimizer([nn.Parameter(torch.zeros(1))], 1e-3)
         self.factories.scheduler(optimizer, 0, 1)
 
@@ -149,8 +149,8 @@ class Settings:
                 f"train only_task={missing[0]}."
             )
 
-    def _check_levers(self, levers: Levers) -> None:
-        shape = self.shape_of_all_tasks()
+    def _check_levers(self, levers: Levers, stage: Stage) -> None:
+        shape = self.shape_of(stage)
         sampler = levers.sampler(shape)
         assert len(sampler.probabilities) == len(shape.names)
         for group, part in (("sampler", sampler), ("weighter", levers.weighter(shape))):
@@ -176,9 +176,10 @@ class Settings:
                 f"through it: {effect}. Take weighter=equal, another surgery, or allow_ineffective=true."
             )
 
-    def shape_of_all_tasks(self) -> StageShape:
-        """A stage of one step on all tasks, to make strategies with before the data are read."""
-        names = [task.name for task in self.tasks]
+    def shape_of(self, stage: Stage) -> StageShape:
+        """The stage as one of a single step, to make strategies with before the data are read."""
+        chosen = None if isinstance(stage.tasks, str) else stage.tasks
+        names = [task.name for task in self.tasks if chosen is None or task.name in chosen]
         return StageShape(names, [1] * len(names), 1, self.options.batch_size)
 
     def _check_every(self, surgery: GradientSurgery, levers: Levers) -> None:

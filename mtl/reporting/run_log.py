@@ -82,6 +82,16 @@ class RunLog:
             f"{', '.join(shortened(chosen))}"
             + (f", replaying {parts.stage.replay:.0%} of {', '.join(shortened(replayed))}" if replayed else "")
         )
+        special = [
+            text
+            for text, said in (
+                (f"only {parts.stage.trainable} parameters move", parts.stage.trainable != "all"),
+                ("the optimizer goes on from the stage before", parts.stage.optimizer == "carry"),
+            )
+            if said
+        ]
+        if special:
+            self.say(f"  {'; '.join(special)}")
         if state.stage_weakness_T is not None:
             found = [(names[task], state.stage_weakness_T[task]) for task in parts.focus]
             values = [f"{name} {value:.3f}" for name, value in found if value is not None]

@@ -5,7 +5,11 @@ from types import SimpleNamespace
 from mtl.report.stage_words import MAX_RUNS, stage_sentences
 
 JOINT = {"stage": "joint", "tasks": ["a", "b", "c"], "steps": 4}
-WEAK = {"stage": "weak", "tasks": ["a", "b"], "weakness": {"by": "loss_ratio", "tasks": {"a": 0.912, "b": 0.7, "c": 0.1}}}
+WEAK = {
+    "stage": "weak",
+    "tasks": ["a", "b"],
+    "weakness": {"by": "loss_ratio", "tasks": {"a": 0.912, "b": 0.7, "c": 0.1}},
+}
 
 
 def run(*stages, seed=0):
