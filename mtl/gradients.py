@@ -235,7 +235,7 @@ class Backward:
         for index, micro_batch in enumerate(self._in_step(cut, tasks[:1] if mix_tasks else tasks)):
             # Seeding every micro-batch makes dropout a function of this tuple, so no generator state is ever saved.
             entropy = np.random.SeedSequence([self.seed, step, rank, index])
-            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            self.distributed.seed_dropout(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             yield micro_batch.to(self.distributed.device)
 
     def _in_step(self, cut: Iterable[MicroBatch], groups: Sequence[int]) -> Iterable[MicroBatch]:

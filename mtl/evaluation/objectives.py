@@ -34,6 +34,9 @@ def objective_of(
     elif what == "score":
         values = [now["score"] for now in validation_T if "score" in now]
     else:
-        pairs = zip(validation_T, references_T, strict=True)
-        values = [float(relative_change(now["score"], reference)) for now, reference in pairs if "score" in now]
+        values = []
+        for now, reference in zip(validation_T, references_T, strict=True):
+            if "score" in now:
+                assert reference is not None
+                values.append(float(relative_change(now["score"], reference)))
     return fmean(values) if kind == "mean" else min(values)

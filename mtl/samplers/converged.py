@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from mtl.interfaces import TaskFeedback, TaskSampler
 from mtl.samplers.draws import DeficitDraws
 
@@ -37,11 +35,9 @@ class Converged:
 
     @property
     def probabilities(self) -> Sequence[float]:
-        p_T = np.array(self.inner.probabilities, dtype=np.float64)
-        if not len(self.converged):
-            return p_T.tolist()
-        p_T[list(self.converged)] *= self._floor
-        return (p_T / p_T.sum()).tolist()
+        factors = [self._floor if task in self.converged else 1.0 for task in range(len(self.inner.probabilities))]
+        weights = [factor * p for factor, p in zip(factors, self.inner.probabilities, strict=True)]
+        return [weight / sum(weights) for weight in weights] if self.converged else weights
 
     @property
     def signals(self) -> Mapping[str, Sequence[float | None]]:
