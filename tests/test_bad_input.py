@@ -190,7 +190,7 @@ COMMAND_LINES = {
     ),
     "unknown_key_of_a_stage": (
         "stages.joint.steps=3",
-        "stages.joint.steps: there is no such option. There are: tasks, num_",
+        "stages.joint.steps: there is no such option. There are: tasks, weakness, num_",
     ),
     "unknown_key_of_the_model": ("model.name=x", "model.name: there is no such option. There are: name_or_path"),
     "unknown_sampler_option": (
