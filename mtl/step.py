@@ -21,6 +21,7 @@ from mtl.gradients import TaskGradients, attach
 from mtl.interfaces import LossWeighter, TaskFeedback
 from mtl.run import Run, StageParts
 from mtl.surgery import GramianSurgery, Mean
+from mtl.surgery.gramian import combination
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         counts_M=[int(batch.counts_T[parts.tasks[task]]) for task in tasks],
         losses_M=gradients.losses_M,
         gramian_MM=gramian_MM,
+        num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
     )
     coefficients_M = None
     # Surgery and weighter never see a NaN: their state would keep it.
@@ -110,7 +112,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         num_tokens=batch.num_tokens,
-        num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
+        num_targets_M=feedback.num_targets_M or [],
         rows=rows,
         signals=signals,
         conflict=conflict,
@@ -170,7 +172,7 @@ def combine_rows(
     coefficients_M = None
     if isinstance(parts.surgery, GramianSurgery):
         coefficients_M = parts.surgery.coefficients(row_scale_M[:, None] * gramian_MM * row_scale_M, tasks)
-        combined_N = (coefficients_M * row_scale_M).to(gradients.shared_RN) @ gradients.shared_RN
+        combined_N = combination(coefficients_M * row_scale_M, gradients.shared_RN)
     else:
         combined_N = parts.surgery(gradients.shared_RN.mul_(row_scale_M.to(gradients.shared_RN)[:, None]), tasks)
     gradients.shared_RN = combined_N[None]
