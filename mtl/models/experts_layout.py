@@ -31,7 +31,7 @@ class ExpertsLayout(LoraLayout):
         lora_alpha: Scale of an expert, ``lora_alpha / lora_r``; twice the rank if not given.
         lora_dropout: Dropout on the input of every expert.
         target_modules: As in :class:`LoraLayout`, and so are the next two.
-        init_lora_weights: How A begins.
+        init_lora_weights: How A and B begin.
         use_rslora: Scale by ``lora_alpha / sqrt(r)``.
         seed: Seeds the initial values.
 
