@@ -72,14 +72,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
     gradients = run.backward(batch, spread(scale_M, parts, tasks, len(run.data)), step=run.state.step, apart=not mixed)
 
     gramian_MM = None if mixed else run.backward.gramian(gradients.shared_RN)
-    feedback = TaskFeedback(
-        step=run.state.step,
-        tasks=tasks,
-        counts_M=[int(batch.counts_T[parts.tasks[task]]) for task in tasks],
-        losses_M=gradients.losses_M,
-        gramian_MM=gramian_MM,
-        num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
-    )
+    feedback = feedback_of(run, parts, batch, tasks, gradients.losses_M, gramian_MM)
     coefficients_M = None
     # Surgery and weighter never see a NaN: their state would keep it.
     finite = bool(gradients.losses_M.isfinite().all()) and (gramian_MM is None or bool(gramian_MM.isfinite().all()))
@@ -116,6 +109,21 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         rows=rows,
         signals=signals,
         conflict=conflict,
+    )
+
+
+def feedback_of(
+    run: Run, parts: StageParts, batch: Batch, tasks: Sequence[int], losses_M: Tensor, gramian_MM: Tensor | None
+) -> TaskFeedback:
+    """What strategies see of a step."""
+    present = [parts.tasks[task] for task in tasks]
+    return TaskFeedback(
+        step=run.state.step,
+        tasks=tasks,
+        counts_M=batch.counts_T[present].tolist(),
+        losses_M=losses_M,
+        gramian_MM=gramian_MM,
+        num_targets_M=batch.num_targets_T[present].tolist(),
     )
 
 

@@ -91,8 +91,8 @@ class DWA:
         self._num_tokens_T[present] += counts_M
         self._num_steps_T[present] += 1
 
-        by_steps = self._window_tokens is None
-        full_T = self._num_steps_T >= self._window if by_steps else self._num_tokens_T >= self._window_tokens
+        needed = self._window_tokens
+        full_T = self._num_steps_T >= self._window if needed is None else self._num_tokens_T >= needed
         self._before_last_T[full_T] = self._last_T[full_T]
         self._last_T[full_T] = floored(self._sum_T[full_T] / self._num_tokens_T[full_T], self._min_loss)
         for running_T in (self._sum_T, self._num_tokens_T, self._num_steps_T):

@@ -19,6 +19,7 @@ TASKS = ("small", "middle", "large")
 # What an option can't do without, or several ways of it that have states of their own.
 VARIANTS = {
     "weighter=static": [["weighter.weights.small=3"]],
+    "weighter=dwa": [["weighter.window_tokens=4"]],
     "weighter=excessdro": [[f"weighter.references.{task}=2.5" for task in TASKS]],
     "sampler=doremi": [[f"sampler.references.{task}=2.5" for task in TASKS]],
     "sampler=specified": [[f"sampler.probabilities.{task}={p}" for task, p in zip(TASKS, (5, 3, 2), strict=True)]],
