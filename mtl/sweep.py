@@ -26,8 +26,9 @@ from mtl.composition import completed, composed, composed_with_hydra, config_dir
 from mtl.config_keys import config_differences
 from mtl.construct import build
 from mtl.errors import UserError
+from mtl.evaluation.objectives import OBJECTIVES
 from mtl.launch import JobFailed, new_folder
-from mtl.report.objective import OBJECTIVES, objective
+from mtl.report.objective import objective
 from mtl.start import Ending, report, run
 from mtl.sweep_folder import (
     CHARTS,

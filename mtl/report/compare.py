@@ -15,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtl.errors import UserError
-from mtl.report.comparison import Comparison, Duel, Interval, StrategyOutcome, TaskOutcome, Verdict
-from mtl.report.evidence import LOSS, TaskEvidence, gather_evidence
-from mtl.report.pool import SEED, Pool, Reference, StrategyRuns
-from mtl.report.resampling import higher_is_better
-from mtl.report.runs import FinishedRun, FoundRuns
-from mtl.report.statistics import (
+from mtl.evaluation.resampling import higher_is_better
+from mtl.evaluation.statistics import (
     REFERENCE_FLOOR,
     holm,
     mean_ranks,
@@ -29,6 +25,10 @@ from mtl.report.statistics import (
     sign_flip_p,
     two_sided_p,
 )
+from mtl.report.comparison import Comparison, Duel, Interval, StrategyOutcome, TaskOutcome, Verdict
+from mtl.report.evidence import LOSS, TaskEvidence, gather_evidence
+from mtl.report.pool import SEED, Pool, Reference, StrategyRuns
+from mtl.report.runs import FinishedRun, FoundRuns
 from mtl.reporting.results import Cost
 
 Floats = NDArray[np.float64]
@@ -77,13 +77,7 @@ def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison
         for name, own in _grouped(runs).items()
     ]
     outcomes = _outcomes(strategies, pool, runs)
-    notes += _notes_on_seeds(strategies)
-    notes += [
-        f"{name}: its reference, {pool.reference_score(index):.3f}, is below {REFERENCE_FLOOR}, by which changes are "
-        "divided at least; it may dominate the mean"
-        for index, name in enumerate(tasks)
-        if abs(pool.reference_score(index)) < REFERENCE_FLOOR
-    ]
+    notes += [*_notes_on_seeds(strategies), *_notes_on_references(pool, list(tasks))]
     return Comparison(
         tasks=tasks,
         metrics={task.name: task.metric for task in evidence},
@@ -100,6 +94,16 @@ def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison
         notes=notes,
         failures=found.failures | (references.failures if references else {}),
     )
+
+
+def _notes_on_references(pool: Pool, tasks: Sequence[str]) -> list[str]:
+    """Warns of tasks whose change is divided by the floor instead of the reference."""
+    return [
+        f"{name}: its reference, {pool.reference_score(index):.3f}, is below {REFERENCE_FLOOR}, by which changes are "
+        "divided at least; it may dominate the mean"
+        for index, name in enumerate(tasks)
+        if abs(pool.reference_score(index)) < REFERENCE_FLOOR
+    ]
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
