@@ -26,6 +26,10 @@ VARIANTS = {
     "sampler=performance": [[f"sampler.signal={signal}"] for signal in ("gap", "loss_ratio", "progress")],
     "sampler=exp3": [[f"sampler.reward={reward}"] for reward in ("loss_decrease", "gap_closed")],
     "surgery=pcgrad": [[], ["surgery_granularity=module"], ["surgery_every=2"]],
+    "adapters=shared_and_per_task": [
+        [],
+        ["adapters.private_lora_dropout=0.2", "adapters.private_init_lora_weights=orthogonal"],
+    ],
     "adapters=task_groups": [["adapters.groups.some=[small,large]"]],
 }
 UNINSTALLED = [] if find_spec("torchjd") else ["surgery=torchjd"]
