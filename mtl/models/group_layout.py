@@ -33,6 +33,7 @@ class GroupLayout(LoraLayout):
         target_modules: Names of layers.
         init_lora_weights: How A and B begin.
         use_rslora: Scale by ``lora_alpha / sqrt(r)``.
+        use_dora: Also train the norms of the weights; with one adapter a task only.
         seed: Seeds the adapters' initial values.
 
     Raises:
@@ -63,6 +64,7 @@ class GroupLayout(LoraLayout):
         group_init_lora_weights: bool | str | None = None,
         private_init_lora_weights: bool | str | None = None,
         use_rslora: bool = False,
+        use_dora: bool = False,
         seed: int = 0,
     ) -> None:
         check_ranks(group_lora_r, lora_r, private_lora_r)
@@ -87,15 +89,14 @@ class GroupLayout(LoraLayout):
                 target_modules=modules,
                 init_lora_weights=init,
                 use_rslora=use_rslora,
+                use_dora=use_dora,
             )
             for adapter, (rank, alpha, (dropout, modules, init)) in kinds.items()
             if rank > 0
         }
-        members = [
-            [adapter for adapter in (SHARED, *self._groups_of(task), private_adapter(task)) if adapter in configs]
-            for task in range(num_tasks)
-        ]
-        check_members(members, names)
+        all_kinds = [(SHARED, *self._groups_of(task), private_adapter(task)) for task in range(num_tasks)]
+        members = [[adapter for adapter in adapters if adapter in configs] for adapters in all_kinds]
+        check_members(members, names, use_dora=use_dora)
         self._set_up(model, configs, members, seed)
         named = self.named_parameters().items()
         self._of_group = {group: [p for name, p in named if group in name.split(".")] for group in self._tasks_of}
@@ -122,13 +123,18 @@ def check_ranks(group_lora_r: int, lora_r: int, private_lora_r: int) -> None:
         )
 
 
-def check_members(members: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Refuses a task without an adapter."""
+def check_members(members: Sequence[Sequence[str]], names: Sequence[str], *, use_dora: bool) -> None:
+    """Refuses a task without an adapter, and one with several of DoRA."""
     for name, adapters in zip(names, members, strict=True):
         if not adapters:
             raise UserError(
                 f"adapters.groups: task {name} is in no group and has no other adapter. Put it into one, or set "
                 "adapters.lora_r or adapters.private_lora_r."
+            )
+        if use_dora and len(adapters) > 1:
+            raise UserError(
+                f"adapters.use_dora=true: task {name} has {len(adapters)} adapters, and several DoRA adapters can't be "
+                "exported as one. Put it into one group, with adapters.lora_r=0 and adapters.private_lora_r=0."
             )
 
 

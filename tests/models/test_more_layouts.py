@@ -214,6 +214,22 @@ def test_dora_trains_without_routes_and_exports(tmp_path):
         torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_dora_of_groups_that_share_no_task_exports(tmp_path):
+    model, ids = make_model(), torch.arange(10)[None]
+    groups = {"left": ["a", "b"], "right": ["c", "d"]}
+    layout = GroupLayout(model, 4, NAMES, groups=groups, group_lora_r=2, lora_r=0, use_dora=True, lora_dropout=0.0)
+    with torch.no_grad():
+        for parameter in layout.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    gradients = make_backward(model, layout)(random_batch(), torch.ones(4), step=0, apart=True)
+    assert gradients.shared_RN.any(dim=1).all()
+    assert not (gradients.shared_RN[0] * gradients.shared_RN[2]).any(), "of other groups"
+    layout.export(tmp_path, NAMES)
+    with torch.no_grad(), layout.activate(2):
+        plain = PeftModel.from_pretrained(make_model(), tmp_path / "c").eval()
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -225,6 +241,7 @@ def test_dora_trains_without_routes_and_exports(tmp_path):
         (lambda m: ExpertsLayout(m, 2, target_modules=["embed_tokens"]), "experts need layers that are linear"),
         (lambda m: SharedALayout(m, 2, target_modules=["embed_tokens"]), "can't share its A"),
         (lambda m: SharedALayout(m, 2, lora_r=0), "lora_r=0"),
+        (lambda m: GroupLayout(m, 4, NAMES, groups=GROUPS, use_dora=True), "use_dora=true: task a has 2 adapters"),
         (lambda m: GroupLayout(m, 4, NAMES, groups={}), "must name at least one group"),
         (lambda m: GroupLayout(m, 4, NAMES, groups={"x": "a"}), "groups.x=a: must be a list"),
         (lambda m: GroupLayout(m, 4, NAMES, groups={"x": ["e"]}), "e is not a task of the run"),
