@@ -55,8 +55,8 @@ a blind comparison by people, of the answers of two strategies or runs:
 
 STRATEGIES = """usage: mtl strategies [lever or lever=option ...]
 
-Lists the options of every lever: sampler, weighter, surgery, adapters. With a lever, the parameters of its options and
-their defaults; with an option, also what it does, its formula, its source and what its parameters mean.
+Lists the options of every lever (sampler, weighter, surgery, adapters) with their parameters and defaults. With a
+lever, only its own; with an option, also what it does, its formula, its source and what its parameters mean.
 
 examples:
   mtl strategies
