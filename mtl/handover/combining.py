@@ -15,6 +15,7 @@ peft's ``linear``, ``ties`` and ``dare_*`` work on A and B apart, and their prod
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def combine(
     staging = folder.parent / ".combining"
     peft_model.save_pretrained(str(staging), selected_adapters=[NAME])
     (staging / NAME).rename(folder)
-    staging.rmdir()
+    shutil.rmtree(staging)
     return left_out
 
 

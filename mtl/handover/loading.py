@@ -84,11 +84,13 @@ def add_adapter(model: nn.Module, folder: Path, name: str) -> PeftModel:
     """
     from peft import PeftModel
 
-    with warnings.catch_warnings():
+    # peft draws initial values, which the file's then replace: whoever samples afterwards must not notice.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 by an old name whether gradient checkpointing is on.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # and sets it itself
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # said below
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # merging unties them
         try:
             if isinstance(model, PeftModel):
                 peft_model = model

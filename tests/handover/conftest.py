@@ -135,6 +135,7 @@ def mtl(capsys):
     from mtl.cli import main
 
     def run(*arguments, code=0):
+        capsys.readouterr()  # of a training before
         found = main([str(argument) for argument in arguments])
         shown = capsys.readouterr()
         assert found == code, shown.err

@@ -96,6 +96,7 @@ def test_several_adapters_in_one_batch(trained, mtl, tiny_folder, tmp_path, layo
         assert answers[row, : alone.shape[1]].tolist() == alone[0].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`")
 def test_a_tied_output_embedding_with_an_adapter_is_untied(
     mtl, tiny_tokenizer, task_files, tmp_path, plain_logits, train_on
 ):
