@@ -92,7 +92,7 @@ one adapter (or whole weights) for several tasks, out of their adapters:
 EVAL = """usage: mtl eval RUN_OR_EXPORT [--task NAME] [--split test|val] [--max-examples N] [--output FILE]
 
 Evaluates what is deployed of a finished run, or an export, on the run's data by the run's own code, and prints a table
-beside the run's scores. On the same device these are the same to the last digit.
+beside the run's scores. On the same device, with as many threads, these are the same to the last digit.
 
   RUN_OR_EXPORT           the folder of a run, of an export, or one that holds exports of adapters
   --task NAME             a task, or several; all by default

@@ -116,10 +116,13 @@ def _loading(card: Card, deployment: Deployment) -> str:
     messages = [] if system_prompt is None else [f'{{"role": "system", "content": {_text(system_prompt)}}}']
     messages.append('{"role": "user", "content": "..."}')
     is_adapter = card.kind == "adapter"
-    imports = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if is_adapter else "")
+    from_gguf = is_adapter and _gguf_of(deployment.base)
+    classes = ["AutoModelForCausalLM", "AutoTokenizer"]
+    classes += ["GenerationConfig"] * is_adapter + ["GgufConfig"] * from_gguf
     code = [
+        *(["import os", "from importlib.metadata import files", ""] if from_gguf else []),
         *(["from peft import PeftModel"] if is_adapter else []),
-        f"from transformers import {imports}",
+        f"from transformers import {', '.join(classes)}",
         "",
         'folder = "."  # this one',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
@@ -137,7 +140,7 @@ def _loading(card: Card, deployment: Deployment) -> str:
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
         ")",
-        "answer = model.generate(**inputs)[0, inputs['input_ids'].shape[1] :]",
+        'answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]',
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
     parts = ["```python\n" + "\n".join(code) + "\n```"]
@@ -177,24 +180,19 @@ def _conversion(card: Card) -> str:
 
 
 def _load_base(base: ModelSettings) -> list[str]:
-    package = base.name_or_path.startswith(PACKAGE_PREFIX)
     if not _gguf_of(base):
         revision = f", revision={_text(base.revision)}" if base.revision else ""
         return [f"base = AutoModelForCausalLM.from_pretrained({_text(base.name_or_path)}{revision})"]
-    if package:
-        name = base.name_or_path.removeprefix(PACKAGE_PREFIX)
-        place = [
-            "from importlib.metadata import files",
-            f"gguf = next(file.locate() for file in files({_text(name)}) if file.suffix == '.gguf')",
-        ]
+    if base.name_or_path.startswith(PACKAGE_PREFIX):
+        package = _text(base.name_or_path.removeprefix(PACKAGE_PREFIX))
+        path = f'str(next(file.locate() for file in files({package}) if file.suffix == ".gguf"))'
     else:
-        place = ["from pathlib import Path", f"gguf = Path({_text(base.name_or_path)})"]
+        path = _text(base.name_or_path)
     return [
-        *place,
-        "from transformers import GgufConfig",
-        "dense = GgufConfig(dequantize=True)",
+        f"gguf = {path}",
         "base = AutoModelForCausalLM.from_pretrained(",
-        "    str(gguf.parent), gguf_file=gguf.name, dtype='float32', quantization_config=dense",
+        '    os.path.dirname(gguf), gguf_file=os.path.basename(gguf), dtype="float32",',
+        "    quantization_config=GgufConfig(dequantize=True),",
         ")",
     ]
 

@@ -93,7 +93,7 @@ def test_folders_that_the_converter_would_refuse(exported, file, change, message
     if file == "tokenizer_config.json":  # config.json says it, too
         assert any(message in clause for clause in check_for_gguf(exported)[0])
         rewrite(exported / "config.json", lambda c: c.update(eos_token_id=None))
-        message = "lack an end-of-sequence token"
+        message = "name no end-of-sequence token"
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         check_for_gguf(exported)
 
