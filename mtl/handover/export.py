@@ -22,7 +22,7 @@ from mtl.models.load import PACKAGE_PREFIX, load_model, load_tokenizer
 from mtl.reporting.results import read_results
 from mtl.tasks import Task
 
-MAX_DIFFERENCE = 1e-3  # of a logit, relative; rounding in float32 comes to 1e-6
+MAX_DIFFERENCE = 1e-3  # of the logits' norm; rounding in float32 comes to 1e-6
 Progress = Callable[[str, int, int], None]
 
 
@@ -165,11 +165,11 @@ def _merged(deployment: Deployment, adapter: Path | None, item: _Item) -> Any:  
     model, difference = merged_model(deployment, adapter)
     if difference > MAX_DIFFERENCE:
         raise UserError(
-            f"{item.name}: merging has moved a logit by {difference:.1e} of the largest, which is more than rounding. "
-            "Take --format adapter, and report this."
+            f"{item.name}: merging has moved the logits by {difference:.1e} of their norm, which is more than "
+            "rounding. Take --format adapter, and report this."
         )
     if adapter is not None:
-        item.notes.append(f"Merging has moved the logits of random tokens by at most {difference:.0e} of the largest")
+        item.notes.append(f"Merging has moved the logits of random tokens by {difference:.0e} of their norm")
     return model
 
 

@@ -22,8 +22,8 @@ PROBES = (8, 64)  # rows and positions of random tokens that an adapter and its 
 def merged_model(deployment: Deployment, adapter: Path | None) -> tuple[Any, float]:
     """The model with an adapter merged, in float32 (float64 if the run was), and how far that has moved its logits.
 
-    That is the largest difference to the model with the adapter beside it, on random tokens, relative to the largest
-    logit: rounding, unless something is wrong.
+    That is the norm of the difference to the model with the adapter beside it, on random tokens, relative to the norm
+    of its logits: rounding, unless something is wrong.
 
     Raises:
         UserError: Model or adapter can't be loaded, or hold numbers that are not finite.
@@ -42,7 +42,7 @@ def merged_model(deployment: Deployment, adapter: Path | None) -> tuple[Any, flo
         merged = peft_model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # peft's check of what is not finite
         raise UserError(f"{adapter}: {error}. Train again.") from error
-    difference = (logits_of(merged, tokens) - beside).abs().max() / beside.abs().max()
+    difference = torch.linalg.vector_norm(logits_of(merged, tokens) - beside) / torch.linalg.vector_norm(beside)
     return merged, float(difference)
 
 

@@ -89,6 +89,7 @@ def test_a_long_conversation_loses_its_oldest_turns(chat, tiny_tokenizer):
     assert all(len(tokens) + 100 <= 512 for tokens in sent)
 
 
+@pytest.mark.slow
 def test_the_whole_command_reads_a_pipe(trained, handover_cache):
     finished = subprocess.run(
         [

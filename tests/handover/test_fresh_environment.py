@@ -33,6 +33,14 @@ with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(f"{exports}/merged/{name}").eval()
         found = model(input_ids=logits["prompts"], use_cache=False).logits
         torch.testing.assert_close(found, logits[name], rtol=0, atol=1e-4)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, f"{exports}/adapter/colours", adapter_name="colours").eval()
+    for name in ("sums", "picks"):
+        model.load_adapter(f"{exports}/adapter/{name}", adapter_name=name)
+    names = [("colours", "sums", "picks")[row % 3] for row in range(len(logits["prompts"]))]
+    found = model(input_ids=logits["prompts"], use_cache=False, adapter_names=names).logits
+    for row, name in enumerate(names):
+        torch.testing.assert_close(found[row], logits[name][row], rtol=0, atol=1e-5)
 print("all the same")
 """
 
