@@ -64,6 +64,8 @@ def test_tasks_answer_differently(chat):
         chat("Is colour 3 warm?", task=task, options=("--max-new-tokens", "20"))[0] for task in ("sums", "picks")
     ]
     assert answers[0] != answers[1]
+    lines = ("Is colour 3 warm?", "/task picks", "Is colour 3 warm?")
+    assert chat(*lines, task="sums", options=options)[0] == answers[0] + answers[1]
 
 
 def test_sampling_draws(chat):

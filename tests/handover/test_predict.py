@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+
+from mtl.handover.deployment import open_deployment
 
 
 def write(path, rows):
@@ -90,6 +93,23 @@ def test_an_export_answers_as_its_run(trained, mtl, tmp_path):
     assert mtl("predict", tmp_path / "out", "--input", rows) == (
         mtl("predict", run.folder, "--task", "sums", "--input", rows)
     )
+
+
+def test_answers_of_several_lines_are_not_cut(trained, mtl, tmp_path, monkeypatch):
+    """Where the run has seen such answers, which an export remembers."""
+    folder = shutil.copytree(trained("per_task").folder, tmp_path / "run")
+    file = folder / "predictions" / "picks.jsonl"
+    [*others, last] = lines(file.read_text(encoding="utf-8"))
+    write(file, [*others, {**last, "reference": "a\nb"}])
+    for name in ("sums", "picks"):
+        mtl("export", folder, "--task", name, "--output", tmp_path / name)
+        assert [task.multiline for task in open_deployment(tmp_path / name).tasks.values()] == [name == "picks"]
+    seen = []
+    monkeypatch.setattr("mtl.handover.predicting.extract_answer", lambda text, **how: seen.append(how) or text)
+    rows = write(tmp_path / "in.jsonl", [{"prompt": "x"}])
+    for name in ("sums", "picks"):
+        mtl("predict", tmp_path / name, "--input", rows)
+    assert [how["multiline"] for how in seen] == [False, True]
 
 
 @pytest.mark.parametrize(
