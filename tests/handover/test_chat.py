@@ -60,9 +60,8 @@ def test_history_reset_and_other_tasks(chat, tiny_tokenizer):
 
 
 def test_tasks_answer_differently(chat):
-    answers = [
-        chat("Is colour 3 warm?", task=task, options=("--max-new-tokens", "20"))[0] for task in ("sums", "picks")
-    ]
+    options = ("--max-new-tokens", "20")
+    answers = [chat("Is colour 3 warm?", task=task, options=options)[0] for task in ("sums", "picks")]
     assert answers[0] != answers[1]
     lines = ("Is colour 3 warm?", "/task picks", "Is colour 3 warm?")
     assert chat(*lines, task="sums", options=options)[0] == answers[0] + answers[1]
