@@ -1,15 +1,17 @@
-"""One adapter for several tasks, out of their adapters, by peft's ``add_weighted_adapter``.
+"""One adapter, or merged weights, for several tasks, out of the tasks' adapters, by peft's own arithmetic.
 
 With the weight difference ``D_t = s_t B_t A_t`` of a layer and weights ``w_t``:
 
-- ``sum``: ``sum_t w_t D_t``, exactly: the adapters one beside the other (peft's ``cat``).
+- ``sum``: ``sum_t w_t D_t``. As an adapter exactly: the factors one beside the other (peft's ``cat``).
 - ``ties``: of each ``D_t`` the share ``density`` of largest magnitude stays; at each place, the mean of ``w_t D_t``
   over the tasks whose sign is that of the sum (Yadav et al., "TIES-Merging", NeurIPS 2023).
 - ``dare_linear``: of each ``D_t`` a random share ``density`` stays and is divided by it; then the sum. ``dare_ties``:
   the same with the mean of ``ties`` (Yu et al., "Language Models are Super Mario", ICML 2024).
 
-peft's ``linear``, ``ties`` and ``dare_*`` work on A and B apart, and their products are something else. What works on
-``D_t`` is called ``*_svd`` and leaves its best approximation of a rank that is chosen.
+peft's ``linear``, ``ties`` and ``dare_*`` adapters combine A and B apart, and the products are something else. Here
+they are applied to ``D_t``, layer by layer; an adapter then holds the best approximation of a rank that is chosen.
+
+Shape suffixes: I inputs and O outputs of a layer, r rank.
 """
 
 from __future__ import annotations
@@ -17,25 +19,23 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch.nn import functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from mtl.errors import UserError
 from mtl.handover.loading import add_adapter
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
-
-COMBINATIONS = {"sum": "cat", "ties": "ties_svd", "dare_ties": "dare_ties_svd", "dare_linear": "dare_linear_svd"}
+METHODS = {"sum": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties", "dare_linear": "dare_linear"}
 NAME = "combined"
+OVERSAMPLING = 16  # more directions than the rank, for a randomized decomposition that is as good as an exact one
+OnLayer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Combination:
     """How adapters become one.
 
     Args:
-        method: A key of ``COMBINATIONS``.
+        method: A key of ``METHODS``.
         weights: One for each task.
         density: Which share of a weight difference stays; for all but ``sum``.
         seed: Of what DARE draws.
-        rank: Of the result; the sum of the adapters' ranks if not given.
+        rank: Of the adapter; the sum of the tasks' ranks if not given.
 
     Raises:
         UserError: An option is out of its range, or without effect.
@@ -60,16 +60,16 @@ class Combination:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in COMBINATIONS:
-            raise UserError(f"--combine {self.method}: must be one of {', '.join(COMBINATIONS)}.")
+        if self.method not in METHODS:
+            raise UserError(f"--combine {self.method}: must be one of {', '.join(METHODS)}.")
         if not 0 < self.density <= 1:
             raise UserError(f"--density {self.density}: must be above 0 and at most 1.")
         if self.rank is not None and (self.rank < 1 or self.method == "sum"):
             raise UserError(f"--rank {self.rank}: must be positive, and sum has none: it is exact at the sum of ranks.")
 
 
-def combine(
-    model: nn.Module, adapters: Sequence[Path], combination: Combination, folder: Path, *, exact: bool
+def write_combined(
+    model: nn.Module, adapters: Sequence[Path], combination: Combination, folder: Path, on_layer: OnLayer
 ) -> float:
     """Writes the combined adapter as a standard PEFT folder.
 
@@ -78,83 +78,116 @@ def combine(
         adapters: The folders of the tasks' adapters.
         combination: How.
         folder: Where to; its parent exists.
-        exact: Leave nothing out, at whatever rank that takes: for an adapter that is merged at once.
+        on_layer: Called with the layers done and to do.
 
     Returns:
-        How far the result is from the combination, by the Frobenius norm over all layers relative to that of the
-        combination: what the rank leaves out.
+        What the rank leaves out: the Frobenius norm of the difference over all layers, relative to the combination's.
 
     Raises:
-        UserError: An adapter can't be read, or is a DoRA.
+        UserError: An adapter can't be read or combined.
     """
+    peft_model, names = with_all(model, adapters)
+    rank = sum(peft_model.peft_config[name].r for name in names)
+    if combination.method == "sum":
+        peft_model.base_model.add_weighted_adapter(names, list(combination.weights), NAME, combination_type="cat")
+        # The scales are in the new A already, and peft would put rsLoRA's on top.
+        peft_model.peft_config[NAME].use_rslora = False
+        staging = folder.parent / ".combining"
+        peft_model.save_pretrained(str(staging), selected_adapters=[NAME])
+        (staging / NAME).rename(folder)
+        shutil.rmtree(staging)
+        return 0.0
+    rank = combination.rank or rank
+    tensors, squares, left_out = {}, 0.0, 0.0
+    for place, layer, difference in combined_differences(peft_model, names, combination, on_layer):
+        difference_OI = difference.T if getattr(layer, "fan_in_fan_out", False) else difference
+        a_rI, b_Or = factors(difference_OI, rank)
+        tensors[f"{place}.lora_A.weight"], tensors[f"{place}.lora_B.weight"] = a_rI, b_Or
+        square = difference.double().square().sum().item()
+        squares += square
+        left_out += max(square - b_Or.double().square().sum().item(), 0.0)  # A is orthonormal
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((adapters[0] / "adapter_config.json").read_text(encoding="utf-8"))
+    targets = {target for name in names for target in peft_model.peft_config[name].target_modules}
+    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    config["target_modules"] = sorted(targets)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return float((left_out / max(squares, 1e-300)) ** 0.5)
+
+
+def merge_combined(
+    model: nn.Module, adapters: Sequence[Path], combination: Combination, on_layer: OnLayer
+) -> nn.Module:
+    """The model with the combination merged into its weights, where no rank limits it.
+
+    The arguments and errors are those of :func:`write_combined`.
+    """
+    peft_model, names = with_all(model, adapters)
+    for _, layer, difference in combined_differences(peft_model, names, combination, on_layer):
+        layer.get_base_layer().weight.data += difference
+    merged: nn.Module = peft_model.unload()
+    return merged
+
+
+def with_all(model: nn.Module, adapters: Sequence[Path]) -> tuple[Any, list[str]]:
+    """The model with all adapters, and their names."""
     for adapter in adapters:
         if json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("use_dora"):
-            raise UserError(
-                f"{adapter}: is a DoRA, whose norms no other adapter's can be added to. Export it by itself."
-            )
+            raise UserError(f"{adapter}: is a DoRA, whose norms can't be added to another's. Export it by itself.")
     peft_model: Any = model
     names = [f"adapter{number}" for number in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         peft_model = add_adapter(peft_model, adapter, name)
-    layers = lora_layers(peft_model)
-    rank_of_sum = sum(peft_model.peft_config[name].r for name in names)
-    full_rank = max(min(layer.in_features, layer.out_features) for layer in layers)
-    with drawing_from(combination.seed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The density .* is greater than or equal to 1", UserWarning)
-        peft_model.base_model.add_weighted_adapter(
-            names,
-            list(combination.weights),
-            NAME,
-            combination_type=COMBINATIONS[combination.method],
-            svd_rank=full_rank,
-            svd_full_matrices=False,
-            density=combination.density,
-        )
-    if combination.method == "sum":
-        rank = rank_of_sum
-    else:
-        rank = full_rank if exact else min(combination.rank or rank_of_sum, full_rank)
-    left_out = cut(layers, rank)
-    config = peft_model.peft_config[NAME]
-    # All scales are in the new factors already, and rsLoRA's alpha / sqrt(r) would come on top.
-    config.use_rslora, config.r, config.lora_alpha = False, rank, rank
-    staging = folder.parent / ".combining"
-    peft_model.save_pretrained(str(staging), selected_adapters=[NAME])
-    (staging / NAME).rename(folder)
-    shutil.rmtree(staging)
-    return left_out
+    return peft_model, names
 
 
-def cut(layers: Sequence[Any], rank: int) -> float:
-    """Leaves the first ``rank`` components of every layer, the largest; returns the relative norm of the others.
-
-    peft gives them in order, with A orthonormal, so that the norm of a component is that of its column of B. A layer
-    with fewer rows or columns than the rank is filled up with zeros.
-    """
-    kept, lost = 0.0, 0.0
-    for layer in layers:
-        if NAME in layer.lora_A:
-            a_rI, b_Or = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-            kept += b_Or[:, :rank].double().square().sum().item()
-            lost += b_Or[:, rank:].double().square().sum().item()
-            missing = max(rank - len(a_rI), 0)
-            a_rI.data = F.pad(a_rI.data[:rank], (0, 0, 0, missing)).contiguous()
-            b_Or.data = F.pad(b_Or.data[:, :rank], (0, missing)).contiguous()
-    return float((lost / max(kept + lost, 1e-300)) ** 0.5)
-
-
-def lora_layers(model: nn.Module) -> list[Any]:
-    """The layers that peft has put a LoRA on."""
+def combined_differences(
+    peft_model: nn.Module, names: Sequence[str], combination: Combination, on_layer: OnLayer
+) -> Iterator[tuple[str, Any, Tensor]]:
+    """Each layer with adapters: its name, itself, and what is to be added to its weights, in their shape."""
     from peft.tuners.lora import LoraLayer
+    from peft.utils import merge_utils
 
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[tuple[str, Any]] = [
+        (place, layer) for place, layer in peft_model.named_modules() if isinstance(layer, LoraLayer)
+    ]
+    combine = getattr(merge_utils, METHODS[combination.method])
+    options: list[Any] = [] if combination.method == "sum" else [combination.density]
+    for number, (place, layer) in enumerate(layers):
+        on_layer(number, len(layers))
+        if not layer.lora_A:
+            raise UserError(f"--combine {combination.method}: {place} is not linear. Take --combine sum.")
+        own = [(name, weight) for name, weight in zip(names, combination.weights, strict=True) if name in layer.lora_A]
+        deltas = [layer.get_delta_weight(name).detach() for name, _ in own]
+        weights = torch.tensor([weight for _, weight in own])
+        with drawing_from(combination.seed, number), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The density .* is greater than or equal to 1", UserWarning)
+            difference = combine(deltas, weights, *options)
+        yield place, layer, difference
+    on_layer(len(layers), len(layers))
+
+
+def factors(difference_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """``A`` [r, I] with orthonormal rows, or rows of zeros, and ``B`` [O, r] whose product is nearest to a matrix."""
+    largest = min(difference_OI.shape)
+    if 2 * (rank + OVERSAMPLING) < largest:
+        with drawing_from(0, 0):
+            u, s, v = torch.svd_lowrank(difference_OI, q=rank + OVERSAMPLING, niter=4)
+    else:
+        u, s, vh = torch.linalg.svd(difference_OI, full_matrices=False)
+        v = vh.T
+    missing = max(rank - len(s), 0)
+    a_rI = nn.functional.pad(v[:, :rank].T, (0, 0, 0, missing))
+    b_Or = nn.functional.pad(u[:, :rank] * s[:rank], (0, missing))
+    return a_rI.contiguous(), b_Or.contiguous()
 
 
 @contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
+def drawing_from(seed: int, layer: int) -> Iterator[None]:
     """Seeds torch's generator of the CPU, which DARE draws from, and puts it back."""
     before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed * 1_000_003 + layer)  # other numbers in each layer
     try:
         yield
     finally:

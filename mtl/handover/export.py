@@ -6,17 +6,18 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mtl.construct import did_you_mean
 from mtl.errors import UserError
 from mtl.handover.card import Card, card_text
-from mtl.handover.combining import Combination, combine
+from mtl.handover.combining import Combination, OnLayer, merge_combined, write_combined
 from mtl.handover.deployment import FORMATS, Deployment, write_export_file
 from mtl.handover.folders import check_place, published
 from mtl.handover.gguf_checks import check_for_gguf, copy_sentencepiece
-from mtl.handover.merging import DTYPES, checkpoint_dtype, merged_model, write_model
+from mtl.handover.merging import DTYPES, checkpoint_dtype, load_untied, merged_model, write_model
 from mtl.handover.tokenizer import generation_config, write_tokenizer
 from mtl.models.load import PACKAGE_PREFIX, load_model, load_tokenizer
 from mtl.reporting.results import read_results
@@ -87,7 +88,7 @@ def export(deployment: Deployment, request: Request, progress: Progress) -> list
         check_place(item.folder)
     for number, item in enumerate(items):
         progress(item.name, number, len(items))
-        _write(deployment, request, item)
+        _write(deployment, request, item, partial(progress, item.name))
         progress(item.name, number + 1, len(items))
     return [item.folder for item in items]
 
@@ -114,25 +115,20 @@ def _items(deployment: Deployment, request: Request) -> list[_Item]:
     return [_Item(name, [name], deployment.tasks[name].adapter, parent / name) for name in tasks]
 
 
-def _write(deployment: Deployment, request: Request, item: _Item) -> None:
+def _write(deployment: Deployment, request: Request, item: _Item, on_layer: OnLayer) -> None:
     with published(item.folder) as folder:
-        adapter, checked, unchecked = item.adapter, list[str](), list[str]()
-        if request.combination:
-            adapter = _combined(deployment, request, item, folder)
+        checked, unchecked = list[str](), list[str]()
         tokenizer = load_tokenizer(deployment.base, deployment.cache_dir)
         generation = generation_config(deployment, tokenizer, item.tasks)
         dtype = ""
         if request.kind == "adapter":
-            assert adapter is not None
-            _copy_adapter(adapter, folder, deployment)
+            _write_adapter(deployment, request, item, folder, on_layer)
             generation.save_pretrained(str(folder))
         else:
             dtype = checkpoint_dtype(deployment) if request.dtype == "auto" else request.dtype
-            model = _merged(deployment, adapter, item)
+            model = _merged(deployment, request, item, on_layer)
             model.generation_config = generation
             write_model(model, folder, dtype)
-        if adapter is not None and adapter != item.adapter:
-            shutil.rmtree(adapter)
         write_tokenizer(tokenizer, folder)
         write_export_file(folder, deployment, item.tasks, request.kind)
         if request.kind == "gguf-ready":
@@ -143,34 +139,44 @@ def _write(deployment: Deployment, request: Request, item: _Item) -> None:
         (folder / "README.md").write_text(card_text(card, deployment), encoding="utf-8")
 
 
-def _combined(deployment: Deployment, request: Request, item: _Item, folder: Path) -> Path:
-    """Makes the adapter of several tasks, in a folder that is to be removed."""
-    combination = request.combination
-    assert combination is not None
-    adapters = [deployment.tasks[name].adapter for name in item.tasks]
+def _write_adapter(deployment: Deployment, request: Request, item: _Item, folder: Path, on_layer: OnLayer) -> None:
+    if request.combination is None:
+        assert item.adapter is not None
+        _copy_adapter(item.adapter, folder, deployment)
+        return
+    combined = folder / ".combined"
+    adapters = _adapters(deployment, item, request.combination)
     model = load_model(deployment.model, deployment.cache_dir)
-    adapter = folder / ".combined"
-    exact = request.kind != "adapter"
-    left_out = combine(model, [path for path in adapters if path is not None], combination, adapter, exact=exact)
-    weights = ", ".join(f"`{name}` {weight:g}" for name, weight in zip(item.tasks, combination.weights, strict=True))
-    details = "" if combination.method == "sum" else f", density {combination.density:g}"
-    details += f", seed {combination.seed}" if combination.method.startswith("dare") else ""
-    item.notes.append(f"Combined of several adapters by `{combination.method}`, weights {weights}{details}")
-    if combination.method != "sum" and not exact:
+    left_out = write_combined(model, adapters, request.combination, combined, on_layer)
+    if request.combination.method != "sum":
         item.notes.append(f"Of the combination, the rank leaves out {left_out:.1%} (Frobenius norm of the difference)")
-    return adapter
+    _copy_adapter(combined, folder, deployment)
+    shutil.rmtree(combined)
 
 
-def _merged(deployment: Deployment, adapter: Path | None, item: _Item) -> Any:  # noqa: ANN401
-    model, difference = merged_model(deployment, adapter)
+def _merged(deployment: Deployment, request: Request, item: _Item, on_layer: OnLayer) -> Any:  # noqa: ANN401
+    if request.combination is not None:
+        adapters = _adapters(deployment, item, request.combination)
+        return merge_combined(load_untied(deployment, adapters), adapters, request.combination, on_layer)
+    model, difference = merged_model(deployment, item.adapter)
     if difference > MAX_DIFFERENCE:
         raise UserError(
             f"{item.name}: merging has moved the logits by {difference:.1e} of their norm, which is more than "
             "rounding. Take --format adapter, and report this."
         )
-    if adapter is not None:
+    if item.adapter is not None:
         item.notes.append(f"Merging has moved the logits of random tokens by {difference:.0e} of their norm")
     return model
+
+
+def _adapters(deployment: Deployment, item: _Item, combination: Combination) -> list[Path]:
+    """The folders to combine; notes how."""
+    weights = ", ".join(f"`{name}` {weight:g}" for name, weight in zip(item.tasks, combination.weights, strict=True))
+    details = "" if combination.method == "sum" else f", density {combination.density:g}"
+    details += f", seed {combination.seed}" if combination.method.startswith("dare") else ""
+    item.notes.append(f"Combined of several adapters by `{combination.method}`, weights {weights}{details}")
+    adapters = [deployment.tasks[name].adapter for name in item.tasks]
+    return [adapter for adapter in adapters if adapter is not None]
 
 
 def _copy_adapter(adapter: Path, folder: Path, deployment: Deployment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ PROBES = (8, 64)  # rows and positions of random tokens that an adapter and its 
 
 
 def merged_model(deployment: Deployment, adapter: Path | None) -> tuple[Any, float]:
-    """The model with an adapter merged, in float32 (float64 if the run was), and how far that has moved its logits.
+    """The model with an adapter merged, and how far that has moved its logits.
 
     That is the norm of the difference to the model with the adapter beside it, on random tokens, relative to the norm
     of its logits: rounding, unless something is wrong.
@@ -28,12 +29,9 @@ def merged_model(deployment: Deployment, adapter: Path | None) -> tuple[Any, flo
     Raises:
         UserError: Model or adapter can't be loaded, or hold numbers that are not finite.
     """
-    dtype = "float64" if deployment.model.dtype == "float64" else "float32"
-    settings = replace(deployment.model, dtype=dtype, gradient_checkpointing=False)
-    model: Any = load_model(settings, deployment.cache_dir)
+    model = load_untied(deployment, [] if adapter is None else [adapter])
     if adapter is None:
         return model, 0.0
-    untie(model, adapter)
     peft_model: Any = add_adapter(model, adapter, "merged")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.get_input_embeddings().num_embeddings, PROBES, generator=generator)
@@ -44,6 +42,16 @@ def merged_model(deployment: Deployment, adapter: Path | None) -> tuple[Any, flo
         raise UserError(f"{adapter}: {error}. Train again.") from error
     difference = torch.linalg.vector_norm(logits_of(merged, tokens) - beside) / torch.linalg.vector_norm(beside)
     return merged, float(difference)
+
+
+def load_untied(deployment: Deployment, adapters: Sequence[Path]) -> Any:  # noqa: ANN401
+    """The model to merge these adapters into, in float32 (float64 if the run was)."""
+    dtype = "float64" if deployment.model.dtype == "float64" else "float32"
+    settings = replace(deployment.model, dtype=dtype, gradient_checkpointing=False)
+    model = load_model(settings, deployment.cache_dir)
+    for adapter in adapters:
+        untie(model, adapter)
+    return model
 
 
 def untie(model: nn.Module, adapter: Path) -> None:

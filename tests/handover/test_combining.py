@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtl.handover.combining import COMBINATIONS, Combination, cut
+from mtl.handover.combining import METHODS, Combination, factors
 
 PAIR = ["colours", "picks"]
 RSLORA = ("per_task", "adapters.use_rslora=true", "adapters.private_lora_alpha=5")
@@ -180,23 +180,25 @@ def test_the_faults_of_peft_that_this_avoids_are_still_there(trained, tiny_folde
     assert torch.linalg.norm(layer.get_delta_weight("linear") - true) > 0.3 * torch.linalg.norm(true)
 
 
-def test_cutting_fills_up_thin_layers():
-    class Layer:
-        pass
-
-    layer = Layer()
-    layer.lora_A = {"combined": torch.nn.Linear(3, 2, bias=False)}
-    layer.lora_B = {"combined": torch.nn.Linear(2, 5, bias=False)}
-    product = layer.lora_B["combined"].weight @ layer.lora_A["combined"].weight
-    assert cut([layer], 4) == 0
-    assert layer.lora_A["combined"].weight.shape == (4, 3)
-    assert layer.lora_B["combined"].weight.shape == (5, 4)
-    torch.testing.assert_close(layer.lora_B["combined"].weight @ layer.lora_A["combined"].weight, product)
+@pytest.mark.parametrize(("rank", "shape"), [(4, (5, 3)), (3, (40, 30)), (6, (120, 100))])  # the last one randomized
+def test_factors_are_the_best_of_their_rank(rank, shape):
+    before = torch.get_rng_state()
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * torch.rand(shape[1]) ** 4
+    after_rand = torch.get_rng_state()
+    a, b = factors(matrix, rank)
+    assert torch.equal(torch.get_rng_state(), after_rand)
+    torch.set_rng_state(before)
+    assert (a.shape, b.shape) == ((rank, shape[1]), (shape[0], rank))
+    best = torch.linalg.svdvals(matrix.double())[rank:].square().sum().sqrt()
+    error = torch.linalg.norm((b @ a).double() - matrix)
+    assert error == pytest.approx(float(best), rel=2e-3, abs=1e-5)
+    found = torch.linalg.norm(matrix.double()) ** 2 - torch.linalg.norm(b.double()) ** 2
+    assert found == pytest.approx(float(error) ** 2, rel=2e-2, abs=1e-3)
 
 
 def test_every_method_has_a_test_and_a_line_of_help():
     from mtl.usage import EXPORT
 
-    assert set(COMBINATIONS) == {"sum", "ties", "dare_linear", "dare_ties"}
-    assert all(method in EXPORT for method in COMBINATIONS)
+    assert set(METHODS) == {"sum", "ties", "dare_linear", "dare_ties"}
+    assert all(method in EXPORT for method in METHODS)
     assert Combination("sum", [1.0, 1.0]).density == 0.5
