@@ -83,10 +83,11 @@ def _head(card: Card, deployment: Deployment) -> str:
 
 
 def _summary(card: Card, deployment: Deployment) -> str:
+    parts = "all of its parameters" if deployment.base != deployment.model else "base model and adapter in one"
     what = {
         "adapter": "A LoRA adapter (PEFT)",
-        "merged": f"A whole model ({card.dtype}): base model and adapter in one",
-        "gguf-ready": f"A whole model ({card.dtype}), prepared for conversion to GGUF",
+        "merged": f"A whole model ({card.dtype}), {parts},",
+        "gguf-ready": f"A whole model ({card.dtype}), {parts}, prepared for conversion to GGUF,",
     }[card.kind]
     tasks = ", ".join(f"`{name}`" for name in card.tasks)
     licence = base_licence(deployment.base) or "not known here; see where the model comes from"
