@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 
@@ -16,8 +17,20 @@ from mtl.reporting.results import Results, read_results
 OBJECTIVES = ("mean_loss_ratio", "worst_loss_ratio", "mean_score", "worst_score", "mean_change", "worst_change")
 
 
+def check_reference(reference: str, tasks: Iterable[str]) -> None:
+    """Refuses a reference that lacks a task, before anything is trained.
+
+    Raises:
+        UserError: It holds no run of one of these tasks, or one without validation scores.
+    """
+    own = reference_scores(reference)
+    missing = [task for task in tasks if task not in own]
+    if missing:
+        raise UserError(f"sweep.reference={reference}: must have a run of each task, and has none of {missing[0]}.")
+
+
 def objective(folder: Path, name: str, reference: str | None) -> float:
-    """The objective of a finished run; higher is better.
+    """The objective of a finished run; higher is better, NaN where a loss is not finite.
 
     ``loss_ratio`` is validation loss / validation loss before training, negated; ``score`` each task's own metric;
     ``change`` that score's relative change against single-task runs. ``mean`` is over the tasks, ``worst`` the task
@@ -35,18 +48,21 @@ def objective(folder: Path, name: str, reference: str | None) -> float:
     values = _loss_ratios(folder) if what == "loss_ratio" else scores(read_results(folder / "results.json"), folder)
     if what == "change":
         assert reference is not None
+        check_reference(reference, values)
         own = reference_scores(reference)
-        missing = [task for task in values if task not in own]
-        if missing:
-            raise UserError(f"sweep.reference={reference}: must have a run of each task, and has none of {missing[0]}.")
         values = {task: float(relative_change(score, own[task])) for task, score in values.items()}
-    return fmean(values.values()) if kind == "mean" else min(values.values())
+    mean = fmean(values.values())  # NaN if one of them is
+    return mean if kind == "mean" or isnan(mean) else min(values.values())
 
 
 def _loss_ratios(folder: Path) -> dict[str, float]:
     evaluations = [record["eval"] for record in read_json_lines(folder / "metrics.jsonl") if "eval" in record]
     first, last = evaluations[0], evaluations[-1]
-    return {task: -last[task]["loss"] / first[task]["loss"] for task in last}
+    return {task: _ratio(last[task]["loss"], first[task]["loss"]) for task in last}
+
+
+def _ratio(loss: float | None, base: float | None) -> float:
+    return nan if loss is None or not base else -loss / base
 
 
 def scores(results: Results, folder: Path) -> dict[str, float]:
