@@ -33,7 +33,7 @@ from mtl.reporting.results import Cost
 
 Floats = NDArray[np.float64]
 BEFORE = "before training"
-MAX_ODD = 5  # strategies with other seeds that a note names
+MAX_ODD = 5  # strategies or tasks that a note names
 
 
 def compare(found: FoundRuns, references: FoundRuns | None = None) -> Comparison:
@@ -303,13 +303,17 @@ def _notes_on_seeds(strategies: Sequence[StrategyRuns], reference: Reference | N
 
 
 def _notes_on_floors(pool: Pool) -> Iterator[str]:
-    for index, task in enumerate(pool.tasks):
-        score = pool.reference_score(index)
-        if abs(score) < REFERENCE_FLOOR:
-            yield (
-                f"{task.name}: its reference, {score:.3f}, is below {REFERENCE_FLOOR}, by which changes are divided at "
-                "least; it may dominate the mean"
-            )
+    low = [
+        f"{task.name} ({score:.3f})"
+        for index, task in enumerate(pool.tasks)
+        if abs(score := pool.reference_score(index)) < REFERENCE_FLOOR
+    ]
+    if low:
+        more = f" and {len(low) - MAX_ODD} more" if len(low) > MAX_ODD else ""
+        yield (
+            f"the reference is below {REFERENCE_FLOOR} in {', '.join(low[:MAX_ODD])}{more}: changes are divided by "
+            f"{REFERENCE_FLOOR} there, and may dominate the mean"
+        )
 
 
 def _notes_on_models(runs: Sequence[FinishedRun]) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _Key = tuple[tuple[str, str], ...]
 
 DATA = ("model.name_or_path", ".path")  # keys that leave a checkpoint's state alone, and the numbers not
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where there is one, ten times as fast
 TIME = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # what a run's folder is called where nobody names it
 
 
@@ -142,7 +143,7 @@ def _read(folder: Path) -> FinishedRun:
         raise UserError(f"{folder / 'results.json'}: seed must not be negative, found {results.seed}.")
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: must be the config of the run, found: {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):

@@ -146,8 +146,11 @@ def read_predictions(path: Path) -> list[Prediction]:
 def _prediction(path: Path, number: int, record: Mapping[str, Any]) -> Prediction:
     from mtl.evaluation.results import Prediction
 
-    unsaid = {"answer": record.get("prediction"), "location": f"{path.name}:{number}", "loss": None, "num_targets": 0}
-    values = {**unsaid, "complete": True, **record}
+    values = record
+    if not record.keys() >= PREDICTION_KINDS.keys():
+        place = f"{path.name}:{number}"
+        unsaid = {"answer": record.get("prediction"), "location": place, "loss": None, "num_targets": 0}
+        values = {**unsaid, "complete": True, **record}
     for key, (kind, is_right) in PREDICTION_KINDS.items():
         if not is_right(values.get(key)):
             found = repr(values[key])[:60] if key in values else "nothing"

@@ -320,6 +320,17 @@ def test_what_a_reference_of_one_seed_can_not_say(make_run, tmp_path):
     assert note not in compared(tmp_path / "runs", reference=[tmp_path / "two"]).notes
 
 
+def test_references_near_zero_are_named_in_one_line(make_run, tmp_path):
+    tasks = {f"task_{place}": "exact_match" for place in range(7)}
+    make_run("equal", 0, tasks=tasks)
+    make_run("alone", 0, folder=tmp_path / "single", tasks=tasks, skill=dict.fromkeys(tasks, 0.0) | {"task_1": 1.0})
+    (note,) = [text for text in compared(tmp_path / "runs", reference=[tmp_path / "single"]).notes if "below" in text]
+    assert note == (
+        "the reference is below 0.05 in task_0 (0.000), task_2 (0.000), task_3 (0.000), task_4 (0.000), task_5 (0.000) "
+        "and 1 more: changes are divided by 0.05 there, and may dominate the mean"
+    )
+
+
 def test_several_models_are_marked(make_run):
     folders = [make_run(name, 0, tasks=CHOICE) for name in ("equal", "pcgrad")]
     assert not any("models" in note for note in compared(*folders).notes)
