@@ -161,6 +161,15 @@ def test_levers_that_move(make_comparison):
     assert lever_chart(make_comparison(CHANGES), {"equal": Series(weights=wobbling)}) is None
 
 
+def test_levers_that_jump_are_smoothed(make_comparison):
+    steps = np.arange(1.0, 101)
+    weights = {"a": Curve(steps, 1 + 0.5 * (-1) ** steps), "b": Curve(steps, steps)}
+    axes = lever_chart(make_comparison(CHANGES), {"rlw": Series(weights=weights)}).figure.axes[0]
+    straight, jumping = axes.lines  # the first task is drawn last
+    assert straight.get_xdata() == pytest.approx(straight.get_ydata())
+    assert np.ptp(jumping.get_ydata()) == pytest.approx(0.2)
+
+
 def measured(*values):
     moments = Moments()
     for value in values:
