@@ -26,8 +26,9 @@ bench: install
 bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu --out benchmarks $(BENCH)
 
+# One test process for each core: a quarter of an hour on two.
 test: install
-	$(BIN)/python -m pytest -q -m "not slow and not full" tests
+	$(BIN)/python -m pytest -q -n logical --dist worksteal -m "not slow and not full" tests
 
 # The long forms: kills, random cases on several processes. Under 40 minutes on two cores.
 test-slow: install

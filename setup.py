@@ -54,6 +54,7 @@ setup(
         "optuna": OPTUNA,
         "test": [
             "pytest>=9",
+            "pytest-xdist>=3.8",
             "hypothesis>=6",
             "selenium>=4.30,<5",
             "ruff",

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from mtl.errors import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 STATE, TENSORS, MANIFEST, LATEST = "state.json", "tensors.safetensors", "manifest.json", "latest"
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})(\.old)?")
 

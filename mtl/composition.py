@@ -148,6 +148,11 @@ def settings_of(config: DictConfig, folder: Path) -> Settings:
         plain["use_cpu"] = True
     names = list(plain["tasks"] or {})
     makers = {group: maker(group, config[group], names) for group in SUPPLIED}
+    for stage, values in (config.stages or {}).items():
+        for group in ("sampler", "weighter", "surgery"):
+            if OmegaConf.is_dict(values) and values.get(group) is not None:
+                place = f"stages.{stage}.{group}"
+                makers[place] = maker(group, values[group], names, place)
     return settings_from(plain, makers, folder)
 
 
@@ -159,24 +164,26 @@ def in_parts(node: Any) -> Any:  # noqa: ANN401
     return [in_parts(value) for value in node] if OmegaConf.is_list(node) else node
 
 
-def maker(group: str, node: DictConfig | None, names: Sequence[str]) -> Maker:
-    """Makes a group's maker from its ``_target_`` and options.
+def maker(group: str, node: DictConfig | None, names: Sequence[str], place: str | None = None) -> Maker:
+    """Makes a group's maker from its ``_target_`` and options, which stand at ``place`` in the config.
 
     Raises:
         UserError: There is no such class, or it has no such option.
     """
     from hydra.utils import instantiate
 
-    if not node or "_target_" not in node:
-        raise UserError(f"{group}: must be a class with its options. Take one of the files of conf/{group}.")
+    place = place or group
+    if not OmegaConf.is_dict(node) or not node or "_target_" not in node:
+        chosen = f"+{group}@{place}=<choice>" if place != group else f"{group}=<choice>"
+        raise UserError(f"{place}: must be a class with its options. Take one of the files of conf/{group}: {chosen}.")
     try:
         partial = instantiate(in_parts(node), _convert_="all")
     except HydraException as error:
         raise UserError(
-            f"{group}._target_={node['_target_']}: {error.__cause__ or error} Name a class as module.Class, with the "
+            f"{place}._target_={node['_target_']}: {error.__cause__ or error} Name a class as module.Class, with the "
             "module's folder on PYTHONPATH."
         ) from error
-    return Maker(group, partial, SUPPLIED[group], names)
+    return Maker(place, partial, SUPPLIED[group], names)
 
 
 def explained(error: Exception) -> str:

@@ -57,6 +57,12 @@ class Distributed:
         """Whether this is the rank that writes files."""
         return self.rank == 0
 
+    def seed_dropout(self, seed: int) -> None:
+        """Seeds the generator that dropout on the run's device draws from; ``torch.manual_seed`` asks every backend."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def place(self, model: nn.Module, trainable: Sequence[nn.Parameter]) -> nn.Module:
         """The model on the run's device and in its precision, sharded if the launch asks for it.
 

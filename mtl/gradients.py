@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.data.batching import MASKED_ROW_TOKENS, Batch, MicroBatch, idle
@@ -22,8 +23,39 @@ from mtl.distributed import Distributed, as_shard, is_shard, local
 from mtl.errors import UserError
 from mtl.interfaces import AdapterLayout, RoutingLayout
 from mtl.models.attention import knows_lengths
-from mtl.models.forward import evaluation_mode, probe_examples, target_nll
+from mtl.models.forward import evaluation_mode, probe_examples, target_logits, target_nll
 from mtl.surgery import gramian
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What keeps the model near an earlier one: ``weight`` times KL(earlier || model) at the target tokens.
+
+    Args:
+        weight: Of the divergence, beside the loss [nats per target token].
+        parameters: The trainable parameters and their earlier values.
+    """
+
+    weight: float
+    parameters: Sequence[tuple[nn.Parameter, Tensor]]
+
+    @torch.no_grad()
+    def log_probabilities(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+        """Of the earlier model [targets, V], without dropout; it leaves everything as it was."""
+        now = [parameter.data for parameter, _ in self.parameters]
+        try:
+            for parameter, earlier in self.parameters:
+                parameter.data = earlier
+            with evaluation_mode(model):
+                return F.log_softmax(target_logits(model, micro_batch), dim=-1)
+        finally:
+            for (parameter, _), data in zip(self.parameters, now, strict=True):
+                parameter.data = data
+
+    def penalty(self, earlier: Tensor, logits: Tensor) -> Tensor:
+        """``weight`` KL(earlier || model) at each target token, from log-probabilities and logits [targets, V]."""
+        now = F.log_softmax(logits, dim=-1)
+        return self.weight * F.kl_div(now, earlier, log_target=True, reduction="none").sum(dim=-1)
 
 
 @dataclass
@@ -58,7 +90,8 @@ class Backward:
         packing: Whether a row may hold several examples.
         seed: Of the dropout masks, together with step, rank and micro-batch.
 
-    ``routes`` says whether micro-batches may mix tasks that have rows or adapters of their own.
+    ``anchor`` adds a penalty to every task's gradient, and nothing to the losses that are told. ``routes`` says whether
+    micro-batches may mix tasks that have rows or adapters of their own.
     """
 
     def __init__(
@@ -79,6 +112,7 @@ class Backward:
         self.seed = seed
         self.routes = isinstance(layout, RoutingLayout) and layout.can_route
         self.loss_scale = 1.0
+        self.anchor: Anchor | None = None
         self._buffer = torch.empty(0)
         dtypes = {parameter.dtype for parameter in layout.parameters()}
         if len(dtypes) > 1:
@@ -122,10 +156,10 @@ class Backward:
         private_of = dict(zip(tasks, private, strict=True))
         for micro_batch in self._micro_batches(batch, step, tasks, mix_tasks=self._mixes(tasks, apart=apart)):
             with self._collecting(micro_batch, shared_RN, rows, private_of):
-                nll = target_nll(self.model, micro_batch)
+                nll, penalized = self._nll(micro_batch)
                 # Sums over target tokens with the step's own denominators: a mean of micro-batch means would weigh
                 # a token by how few others share its micro-batch.
-                loss = (nll * per_target_T[micro_batch.label_tasks].to(nll.dtype)).sum()
+                loss = (penalized * per_target_T[micro_batch.label_tasks].to(nll.dtype)).sum()
                 self._accumulate(loss * self.loss_scale, micro_batch.tasks[0])
             nll_T.index_add_(0, micro_batch.label_tasks, nll.detach().double())
         for parameter in self.layout.parameters():
@@ -137,6 +171,16 @@ class Backward:
             self._buffer.div_(self.loss_scale)
         losses_T = nll_T.cpu() / num_targets_T.clamp(min=1)
         return TaskGradients(tasks, losses_T[tasks], shared_RN, private)
+
+    def _nll(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Of every target token, as it is and with what keeps the model near an earlier one."""
+        if self.anchor is None:
+            nll = target_nll(self.model, micro_batch)
+            return nll, nll
+        earlier = self.anchor.log_probabilities(self.model, micro_batch)
+        logits = target_logits(self.model, micro_batch)
+        nll = F.cross_entropy(logits, micro_batch.labels, reduction="none")
+        return nll, nll + self.anchor.penalty(earlier, logits)
 
     @torch.no_grad()
     def losses(self, batch: Batch, *, step: int, apart: bool) -> Tensor:
@@ -191,7 +235,7 @@ class Backward:
         for index, micro_batch in enumerate(self._in_step(cut, tasks[:1] if mix_tasks else tasks)):
             # Seeding every micro-batch makes dropout a function of this tuple, so no generator state is ever saved.
             entropy = np.random.SeedSequence([self.seed, step, rank, index])
-            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            self.distributed.seed_dropout(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             yield micro_batch.to(self.distributed.device)
 
     def _in_step(self, cut: Iterable[MicroBatch], groups: Sequence[int]) -> Iterable[MicroBatch]:

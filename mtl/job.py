@@ -17,7 +17,7 @@ from mtl.evaluation.base_cache import evaluate_base
 from mtl.evaluation.evaluate import trivial_score
 from mtl.evaluation.results import TaskEvaluation
 from mtl.interrupt import StopSignal
-from mtl.prepare import Prepared, prepare, restore
+from mtl.prepare import Prepared, prepare, restore, start_from
 from mtl.reporting.results import Cost, Results, TaskResult, write_predictions, write_results
 from mtl.reporting.run_log import peak_memory_bytes
 from mtl.reporting.summary import print_summary
@@ -134,9 +134,15 @@ def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluati
                 progress=progress,
             )
     if prepared.checkpoint is None:
-        run.state.base_validation_T = run.state.validation_T = summaries(evaluations["val"])
+        run.state.base_validation_T = summaries(evaluations["val"])
+        run.keep_validation(evaluations["val"])
         if run.log:
             run.log.evaluation(run.state, "before training", run.names, evaluations["val"])
+        if prepared.origin is not None:
+            start_from(run, prepared.origin)
+            validation = run.validate()
+            if run.log:
+                run.log.evaluation(run.state, f"after {run.state.history[-1]['stage']}", run.names, validation)
     return evaluations["test"]
 
 
@@ -180,6 +186,7 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None
         model=settings.model.name_or_path,
         tasks=tasks,
         cost=cost,
+        stages=run.state.history,
     )
     write_results(run.output_dir / "results.json", results)
     run.log.results(results, test)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from mtl.checkpoint import Checkpoint, discard_after
 from mtl.data.cursors import TaskCursors
@@ -27,14 +28,17 @@ from mtl.resume import (
     environment_of,
     environment_warnings,
     find_checkpoint,
+    find_origin,
+    first_new_stage,
     identity_of,
     open_output,
 )
 from mtl.run import Run, RunState, StageParts
 from mtl.settings import Settings
+from mtl.stage_parts import check_stages, make_parts
+from mtl.stages import Stage
 from mtl.step import needs_rows
 from mtl.surgery import GramianSurgery, Mean
-from mtl.training import make_parts
 from mtl.zero import shard_frozen
 
 Answer = TypeVar("Answer")
@@ -43,10 +47,14 @@ SPLIT_SEED = 0  # not the run's: runs of all seeds are tested on the same exampl
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to begin, or to take a checkpoint's state, and the hash of its base model."""
+    """A run that is ready to begin, or to take a checkpoint's state, and the hash of its base model.
+
+    ``origin`` is the end of another run that it begins with.
+    """
 
     run: Run
     checkpoint: Checkpoint | None
+    origin: Checkpoint | None
     model_fingerprint: str
 
 
@@ -61,6 +69,7 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
         distributed, lambda: load_fingerprinted(settings.model, settings.cache_dir)
     )
     layout = settings.factories.layout(loaded, [item.task.name for item in data])
+    check_stages(settings.stages, options, layout, len(data), distributed)
     identity = identity_of(settings, layout, data, model_fingerprint)
     model = distributed.place(loaded, layout.parameters())
     if distributed.zero_stage == 3:
@@ -75,19 +84,16 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
     check_rows(settings, backward, len(data))
     environment = environment_of(options, distributed, backward.dtype)
     checkpoint, warnings = open_checkpoint(settings, output_dir, distributed, identity, environment)
-    log = None
-    if distributed.is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(output_dir / "config.yaml", config_text(settings.config).encode())
-        log = open_log(settings, output_dir, data, checkpoint)
-        for warning in warnings:
-            log.warn(warning)
-        if options.packing and not packing:
-            log.warn("this model lets packed examples see each other; packing is switched off")
-        if can_route and not backward.routes:
-            log.warn(
-                "this model cannot hold several tasks in one forward; each has forwards of its own, which are slower"
-            )
+    origin = None
+    if settings.resume_from is not None and checkpoint is None:
+        origin = on_main_first(distributed, lambda: find_origin(settings, identity))
+    if options.packing and not packing:
+        warnings.append("this model lets packed examples see each other; packing is switched off")
+    if can_route and not backward.routes:
+        warnings.append(
+            "this model cannot hold several tasks in one forward; each has forwards of its own, which are slower"
+        )
+    log = open_log(settings, output_dir, data, checkpoint, warnings) if distributed.is_main else None
     run = Run(
         options=options,
         stages=settings.stages,
@@ -106,8 +112,9 @@ def prepare(settings: Settings, distributed: Distributed, stop: StopSignal) -> P
         stop=stop,
         state=RunState(num_tasks=len(data)),
         log=log,
+        references_T=[settings.references.get(item.task.name) for item in data],
     )
-    return Prepared(run, checkpoint, model_fingerprint)
+    return Prepared(run, checkpoint, origin, model_fingerprint)
 
 
 def open_checkpoint(
@@ -172,23 +179,10 @@ def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
             f"adapters={settings.strategy['adapters']}: needs a model that can hold several tasks in one forward, and "
             "this one cannot. Take another layout."
         )
-    shape = settings.shape_of_all_tasks()
-    surgery, name = settings.factories.surgery(shape), settings.strategy["surgery"]
-    mean = isinstance(surgery, Mean)
     measures = settings.options.conflict_steps is not None
-    if mean and not needs_rows(settings.factories.weighter(shape)) and not measures:
+    wanted = [check_surgery(settings, stage, backward) for stage in settings.stages]
+    if not any(wanted) and not measures:
         return
-    if backward.num_shared == 0 and not mean and not settings.options.allow_ineffective:
-        raise UserError(
-            f"surgery={name} acts on shared parameters, and this layout has none. Take surgery=mean, a layout with a "
-            "shared adapter, or allow_ineffective=true."
-        )
-    grouped = settings.options.surgery_granularity != "global" and not mean
-    if backward.shards_rows and (grouped or not isinstance(surgery, GramianSurgery)):
-        raise UserError(
-            f"surgery={name}: works on whole gradients, and each process has a part of those of a sharded model. Take "
-            "adapters other than full, another surgery, or launch=gpus."
-        )
     batch_size = max(stage.batch_size or settings.options.batch_size for stage in settings.stages)
     num_rows = min(num_tasks, batch_size) * (4 if measures else 1)  # of two halves, and both put together
     num_bytes = num_rows * backward.row_bytes
@@ -199,6 +193,27 @@ def check_rows(settings: Settings, backward: Backward, num_tasks: int) -> None:
             f"{backward.num_shared:,} shared parameters), over max_row_bytes={limit:,.0f}. Take a smaller "
             "batch_size or adapters.lora_r, or raise the limit."
         )
+
+
+def check_surgery(settings: Settings, stage: Stage, backward: Backward) -> bool:
+    """Refuses surgery that has nothing to work on; says whether the stage needs the tasks' gradients apart."""
+    levers, shape = settings.factories.levers[stage.name], settings.shape_of(stage)
+    surgery, name = levers.surgery(shape), levers.names["surgery"]
+    mean = isinstance(surgery, Mean)
+    if mean:
+        return needs_rows(levers.weighter(shape))
+    if backward.num_shared == 0 and not settings.options.allow_ineffective:
+        raise UserError(
+            f"surgery={name} acts on shared parameters, and this layout has none. Take surgery=mean, a layout with a "
+            "shared adapter, or allow_ineffective=true."
+        )
+    grouped = settings.options.surgery_granularity != "global"
+    if backward.shards_rows and (grouped or not isinstance(surgery, GramianSurgery)):
+        raise UserError(
+            f"surgery={name}: works on whole gradients, and each process has a part of those of a sharded model. Take "
+            "adapters other than full, another surgery, or launch=gpus."
+        )
+    return True
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -214,8 +229,16 @@ def config_text(config: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(escaped(config)))
 
 
-def open_log(settings: Settings, folder: Path, data: Sequence[TaskData], checkpoint: Checkpoint | None) -> RunLog:
-    """The run's reports, as they were when the checkpoint was taken."""
+def open_log(
+    settings: Settings,
+    folder: Path,
+    data: Sequence[TaskData],
+    checkpoint: Checkpoint | None,
+    warnings: Sequence[str],
+) -> RunLog:
+    """The run's folder and reports, as they were when the checkpoint was taken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", config_text(settings.config).encode())
     # What stands beyond the checkpoint, or without one, is of work that was lost and comes again.
     step = checkpoint.step if checkpoint else 0
     num_records = checkpoint.state["run"]["num_records"] if checkpoint else 0
@@ -228,12 +251,38 @@ def open_log(settings: Settings, folder: Path, data: Sequence[TaskData], checkpo
         step=step,
         num_records=num_records,
     )
+    for warning in warnings:
+        log.warn(warning)
     for item in data:
         if item.num_dropped:
             log.warn(
                 f"task '{item.task.name}': {item.num_dropped} examples dropped, whose answers max_length cuts away"
             )
     return log
+
+
+def start_from(run: Run, origin: Checkpoint) -> None:
+    """Takes over what another run ended with; the stages that it has had are not had again.
+
+    Validation before training stays this run's own: its options may be others.
+    """
+    state = origin.state
+    run.state = replace(
+        RunState(**state["run"]),
+        stage=first_new_stage(run.stages, state["run"]["history"]),
+        base_validation_T=run.state.base_validation_T,
+        num_records=0,
+    )
+    run.started -= run.state.total_seconds
+    run.cursors.load_state_dict(state["cursors"])
+    put_parameters(run, state["parameters"])
+
+
+def put_parameters(run: Run, values: Mapping[str, Tensor]) -> None:
+    """Gives the trainable parameters the values of a checkpoint."""
+    with torch.no_grad():
+        for name, parameter in run.layout.named_parameters().items():
+            parameter.copy_(shard_like(values[name], parameter))
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> StageParts | None:
@@ -243,13 +292,15 @@ def restore(run: Run, checkpoint: Checkpoint) -> StageParts | None:
     run.started -= run.state.total_seconds
     run.loss_scale.load_state_dict(state["loss_scale"])
     run.cursors.load_state_dict(state["cursors"])
+    put_parameters(run, state["parameters"])
     parameters = run.layout.named_parameters()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(shard_like(state["parameters"][name], parameter))
-    if state["best_parameters"] is not None:
-        best = state["best_parameters"]
-        run.best_parameters = {name: shard_like(best[name], parameters[name]) for name in best}
+    run.best_parameters, run.start_parameters = (
+        None
+        if state[key] is None
+        else {name: shard_like(value, parameters[name]) for name, value in state[key].items()}
+        for key in ("best_parameters", "start_parameters")
+    )
+    run.best_private, run.carried = state["best_private"], state["carried"]
     if state["parts"] is None:
         return None
     parts = make_parts(run)

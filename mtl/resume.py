@@ -16,7 +16,9 @@ from mtl.data.loading import TaskData
 from mtl.distributed import Distributed
 from mtl.errors import UserError
 from mtl.interfaces import AdapterLayout
-from mtl.settings import Options, Settings
+from mtl.options import Options
+from mtl.settings import Settings
+from mtl.stages import Stage
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
 ENVIRONMENT = ("micro_batch_tokens", "eval_micro_batch_tokens", "packing", "deterministic")
@@ -80,6 +82,55 @@ def find_checkpoint(resume: str | None, folder: Path) -> tuple[Checkpoint | None
             f"resume_from_checkpoint={path}: no checkpoint there. Give a run folder or one of its checkpoints/step-*."
         )
     return newest, damaged
+
+
+def find_origin(settings: Settings, identity: Mapping[str, Any]) -> Checkpoint:
+    """The end of the finished run that this one begins with.
+
+    Raises:
+        UserError: There is none, it is of other tasks, another model or layout, or it has had all stages already.
+    """
+    place = f"resume_from={settings.resume_from}"
+    path = Path(settings.resume_from or "").expanduser()
+    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
+        origin: Checkpoint | None = read_checkpoint(path)
+    else:
+        origin, _ = newest_checkpoint(path)
+    if origin is None:
+        raise UserError(f"{place}: no checkpoint there that verifies. Give the folder of a finished run.")
+    if origin.state["parts"] is not None:
+        raise UserError(
+            f"{place}: is in the middle of a stage. Finish it first (resume_from_checkpoint=auto), or give one of its "
+            "checkpoints/step-* at the end of a stage."
+        )
+    saved = origin.state["identity"]
+    if list(saved["tasks"]) != list(identity["tasks"]):
+        raise UserError(
+            f"{place}: has the tasks {', '.join(saved['tasks'])}, and this run {', '.join(identity['tasks'])}. Give "
+            "the same tasks in the same order; a stage chooses among them by stages.<name>.tasks."
+        )
+    for key, remedy in (("model", "the same model"), ("parameters", "the same adapters, ranks and target modules")):
+        changed = differences(saved[key], identity[key])
+        if changed:
+            raise UserError(f"{place}: has other {key} than this run: {changed[0]}. Give {remedy}.")
+    first_new_stage(settings.stages, origin.state["run"]["history"])
+    return origin
+
+
+def first_new_stage(stages: Sequence[Stage], history: Sequence[Mapping[str, Any]]) -> int:
+    """The place of the first stage after those that another run has had, by their names.
+
+    Raises:
+        UserError: It has had them all.
+    """
+    done = {record["stage"] for record in history}
+    for place, stage in enumerate(stages):
+        if stage.name not in done:
+            return place
+    had = ", ".join(stage.name for stage in stages)
+    raise UserError(
+        f"stage_order: the run of resume_from has had {had} already. Name another stage, as in stages=weak_private."
+    )
 
 
 def identity_of(

@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -19,13 +19,16 @@ from mtl.data.loading import TaskData
 from mtl.distributed import Distributed, is_shard, shard_like
 from mtl.errors import Stopped
 from mtl.evaluation.evaluate import Progress, evaluate
+from mtl.evaluation.objectives import objective_of
 from mtl.evaluation.results import TaskEvaluation
 from mtl.gradients import Backward
 from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
 from mtl.interrupt import StopSignal
 from mtl.loss_scale import LossScale
+from mtl.options import Options
 from mtl.reporting.run_log import RunLog
-from mtl.settings import Factories, Options
+from mtl.samplers.converged import Converged
+from mtl.settings import Factories
 from mtl.stages import Stage
 
 STATEFUL_PARTS = ("sampler", "weighter", "surgery", "optimizer", "scheduler")
@@ -35,8 +38,10 @@ STATEFUL_PARTS = ("sampler", "weighter", "surgery", "optimizer", "scheduler")
 class RunState:
     """Everything that counts; a checkpoint holds it whole. Indices of tasks are the run's, not a stage's.
 
-    ``evaluated_stage_step`` is the stage's step of its newest evaluation; ``num_records`` how many lines
-    ``metrics.jsonl`` had when the state was saved.
+    ``stage_tasks`` are those that the stage samples, ``stage_focus`` those that it is for (the others it replays), and
+    ``stage_weakness_T`` what they were chosen by. ``evaluated_stage_step`` is the stage's step of its newest
+    evaluation; ``num_records`` how many lines ``metrics.jsonl`` had when the state was saved. ``task_best`` holds, for
+    tasks of the stage, the lowest validation loss, the stage's step that had it, and the evaluations since (``bad``).
     """
 
     num_tasks: int
@@ -44,6 +49,8 @@ class RunState:
     stage: int = 0
     stage_step: int = 0
     stage_tasks: list[int] | None = None
+    stage_focus: list[int] | None = None
+    stage_weakness_T: list[float | None] | None = None
     evaluated_stage_step: int = 0
     num_skipped_steps: int = 0
     num_records: int = 0
@@ -57,11 +64,15 @@ class RunState:
     best_value: float | None = None
     best_stage_step: int = 0
     num_bad_evaluations: int = 0
+    best_score_T: list[float | None] = field(default_factory=list)
+    task_best: dict[int, dict[str, float]] = field(default_factory=dict)
+    converged: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.examples_seen_T = self.examples_seen_T or [0] * self.num_tasks
         self.target_tokens_T = self.target_tokens_T or [0] * self.num_tasks
+        self.best_score_T = self.best_score_T or [None] * self.num_tasks
 
     @property
     def loss_ratios_T(self) -> list[float]:
@@ -69,19 +80,18 @@ class RunState:
         pairs = zip(self.validation_T, self.base_validation_T, strict=True)
         return [now["loss"] / base["loss"] for now, base in pairs]
 
-    @property
-    def mean_loss_ratio(self) -> float:
-        """Their mean over the tasks: what early stopping and the choice of the best checkpoint go by."""
-        ratios = self.loss_ratios_T
-        return sum(ratios) / len(ratios)
-
 
 @dataclass
 class StageParts:
-    """What lives as long as one stage. Strategies number its tasks from 0; ``tasks`` gives the run's indices."""
+    """What lives as long as one stage. Strategies number its tasks from 0; ``tasks`` gives the run's indices.
+
+    ``focus`` are those that the stage is for, the rest of ``tasks`` are replayed. ``parameters`` are what it trains;
+    ``anchors`` pairs them with their values at its beginning, where they are pulled back to these.
+    """
 
     stage: Stage
     tasks: list[int]
+    focus: list[int]
     num_steps: int
     batch_size: int
     sampler: TaskSampler
@@ -90,6 +100,25 @@ class StageParts:
     optimizer: Optimizer
     scheduler: LRScheduler
     evaluation_steps: frozenset[int]
+    parameters: list[nn.Parameter]
+    anchors: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    frozen: Sequence[int] = ()
+
+    def trains_private(self, task: int) -> bool:
+        """Whether the task's own parameters move."""
+        return self.stage.trainable != "shared" and task not in self.frozen
+
+    @property
+    def trains_shared(self) -> bool:
+        """Whether the shared parameters move."""
+        return self.stage.trainable != "private"
+
+    def tell_converged(self, tasks: Sequence[int], when: str) -> None:
+        """Freezes these tasks of the run, or lets the sampler pass them by (``when`` is ``freeze`` or ``floor``)."""
+        if when == "freeze":
+            self.frozen = tasks
+        elif isinstance(self.sampler, Converged):
+            self.sampler.converged = [index for index, task in enumerate(self.tasks) if task in tasks]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each part, with the name of its class."""
@@ -136,10 +165,13 @@ def sharded_moments(state: dict[str, Any], optimizer: Optimizer) -> dict[str, An
 class Run:
     """The parts of a run. ``log`` is ``None`` on all ranks but the first.
 
-    ``best_parameters`` are those of the stage's best evaluation so far, if early stopping is on; ``validation`` is the
-    newest validation in full, of the parameters as they are. ``identity`` says what a checkpoint must have in common
-    with the run, ``environment`` what it should have for the same bits; ``started`` when the run began, less the time
-    that it was interrupted.
+    ``references_T`` are the scores of the tasks trained alone. ``start_parameters`` are those that the stage began
+    with, if it goes by them, and ``start_validation`` is their evaluation; ``best_parameters`` are those of its best
+    evaluation so far, if early stopping is on, and ``best_private`` each task's own ones of its lowest loss, if
+    ``task_patience`` is. ``carried`` is the state of the last stage's optimizer by the names of the parameters, if
+    another stage begins with it. ``validation`` is the newest validation in full, of the parameters as they are.
+    ``identity`` says what a checkpoint must have in common with the run, ``environment`` what it should have for the
+    same bits; ``started`` when the run began, less the time that it was interrupted.
     """
 
     options: Options
@@ -160,8 +192,13 @@ class Run:
     loss_scale: LossScale
     stop: StopSignal
     started: float = field(default_factory=time.monotonic)
+    references_T: Sequence[float | None] = ()
+    start_parameters: Mapping[str, Tensor] | None = None
+    start_validation: Sequence[TaskEvaluation] | None = None
     best_parameters: Mapping[str, Tensor] | None = None
-    validation: list[TaskEvaluation] | None = None
+    best_private: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    carried: Mapping[str, dict[str, Any]] | None = None
+    validation: Sequence[TaskEvaluation] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -207,11 +244,27 @@ class Run:
                 progress=progress,
             )
 
-    def validate(self) -> list[TaskEvaluation]:
+    def evaluate_validation(self) -> list[TaskEvaluation]:
+        """Evaluates the parameters as they are on validation data."""
+        return self.evaluate("val", self.options.max_eval_examples, predict=self.options.eval_scores)
+
+    def validate(self) -> Sequence[TaskEvaluation]:
         """Evaluates on validation data and keeps the result as the newest."""
-        self.validation = self.evaluate("val", self.options.max_eval_examples, predict=self.options.eval_scores)
-        self.state.validation_T = summaries(self.validation)
-        return self.validation
+        return self.keep_validation(self.evaluate_validation())
+
+    def keep_validation(self, evaluations: Sequence[TaskEvaluation]) -> Sequence[TaskEvaluation]:
+        """Makes it the newest: the evaluation of the parameters as they are."""
+        self.validation = evaluations
+        self.state.validation_T = summaries(evaluations)
+        pairs = zip(self.state.best_score_T, evaluations, strict=True)
+        self.state.best_score_T = [
+            best if item.score is None else max(item.score, -1.0 if best is None else best) for best, item in pairs
+        ]
+        return evaluations
+
+    def objective(self, validation_T: Sequence[Mapping[str, float]]) -> float:
+        """How well all tasks do by ``select_by``; higher is better."""
+        return objective_of(self.options.select_by, validation_T, self.state.base_validation_T, self.references_T)
 
 
 def summaries(evaluations: Sequence[TaskEvaluation]) -> list[dict[str, float]]:

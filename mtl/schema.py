@@ -24,7 +24,9 @@ class RunConfig:
     seed: int = MISSING
     output_dir: str | None = MISSING
     cache_dir: str | None = MISSING
+    resume_from: str | None = MISSING
     resume_from_checkpoint: str | None = MISSING
+    reference: str | None = MISSING
     num_epochs: float = MISSING
     max_steps: int | None = MISSING
     batch_size: int = MISSING
@@ -56,6 +58,10 @@ class RunConfig:
     allow_config_change: bool = MISSING
     deterministic: bool = MISSING
     conflict_steps: int | None = MISSING
+    select_by: str = MISSING
+    task_patience: int | None = MISSING
+    when_converged: str = MISSING
+    converged_floor: float = MISSING
     only_task: str | None = MISSING
     only_budget: str = MISSING
     model: Any = None

@@ -19,93 +19,14 @@ from mtl.errors import UserError
 from mtl.evaluation.metrics import check_metric
 from mtl.interfaces import AdapterLayout, GradientSurgery, LossWeighter, TaskSampler
 from mtl.models.load import ModelSettings, default_cache_dir
+from mtl.options import Options, micro_batch_tokens
+from mtl.reporting.references import reference_scores
 from mtl.stages import Stage
 from mtl.surgery import GramianSurgery
 from mtl.tasks import Task, check_task_names
+from mtl.weak import NEED_SCORES
 
-CHOICES = {
-    "share": ("sampled", "equal", "tokens"),
-    "too_long": ("error", "drop"),
-    "mixed_precision": ("auto", "no", "bf16", "fp16"),
-    "non_finite": ("stop", "skip"),
-    "surgery_granularity": ("global", "layer", "module"),
-}
-POSITIVE = (
-    "num_epochs",
-    "max_steps",
-    "batch_size",
-    "learning_rate",
-    "max_grad_norm",
-    "max_row_bytes",
-    "surgery_every",
-    "conflict_steps",
-    "max_length",
-    "micro_batch_tokens",
-    "eval_micro_batch_tokens",
-    "evals_per_stage",
-    "eval_steps",
-    "max_eval_examples",
-    "max_test_examples",
-    "early_stopping_patience",
-    "keep_last",
-)
 NEEDS_PROVIDED = frozenset({"losses", "losses_after", "gramian", "validation", "scores"})
-
-
-@dataclass(frozen=True)
-class Options:
-    """The plain values of a run; each is a key of ``conf/train.yaml``, which documents it.
-
-    Raises:
-        UserError: A value is out of its range.
-    """
-
-    seed: int
-    num_epochs: float
-    max_steps: int | None
-    batch_size: int
-    learning_rate: float | None
-    warmup_ratio: float
-    max_grad_norm: float | None
-    share: str
-    allow_ineffective: bool
-    surgery_granularity: str
-    surgery_every: int
-    max_row_bytes: float
-    max_length: int
-    too_long: str
-    micro_batch_tokens: int
-    eval_micro_batch_tokens: int
-    packing: bool
-    mixed_precision: str
-    use_cpu: bool
-    evals_per_stage: int
-    eval_steps: int | None
-    eval_scores: bool
-    max_eval_examples: int | None
-    max_test_examples: int | None
-    early_stopping_patience: int | None
-    non_finite: str
-    max_skipped_steps: int
-    keep_last: int
-    keep_best: int
-    allow_config_change: bool
-    deterministic: bool
-    conflict_steps: int | None
-
-    def __post_init__(self) -> None:
-        for key in POSITIVE:
-            value = getattr(self, key)
-            if value is not None and not value > 0:  # nan, too
-                raise UserError(f"{key}={value}: must be above 0. Correct the value.")
-        for key, choices in CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise UserError(f"{key}={getattr(self, key)}: must be one of {', '.join(choices)}.")
-        if not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"warmup_ratio={self.warmup_ratio}: must be a share of the steps, at least 0 and below 1.")
-        for key in ("seed", "keep_best", "max_skipped_steps"):
-            if getattr(self, key) < 0:
-                raise UserError(f"{key}={getattr(self, key)}: must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -119,16 +40,25 @@ class StageShape:
 
 
 @dataclass(frozen=True)
-class Factories:
-    """Makes the parts of a run from what only the run knows.
+class Levers:
+    """Makes the strategies of a stage; ``names`` are those of their classes, by lever."""
 
-    ``scheduler`` takes the optimizer, the warm-up steps and all steps, ``layout`` the model and the tasks' names.
-    """
-
-    layout: Callable[[nn.Module, Sequence[str]], AdapterLayout]
     sampler: Callable[[StageShape], TaskSampler]
     weighter: Callable[[StageShape], LossWeighter]
     surgery: Callable[[StageShape], GradientSurgery]
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Factories:
+    """Makes the parts of a run from what only the run knows.
+
+    ``levers`` are those of each stage, by its name. ``scheduler`` takes the optimizer, the warm-up steps and all steps,
+    ``layout`` the model and the tasks' names.
+    """
+
+    layout: Callable[[nn.Module, Sequence[str]], AdapterLayout]
+    levers: Mapping[str, Levers]
     optimizer: Callable[[list[nn.Parameter], float], Optimizer]
     scheduler: Callable[[Optimizer, int, int], LRScheduler]
 
@@ -145,7 +75,9 @@ class Settings:
         factories: By what means.
         output_dir: Where everything goes.
         cache_dir: Where what other runs can use goes.
+        resume_from: The folder of a finished run to begin with.
         resume_from_checkpoint: A run folder, a checkpoint, or ``auto``.
+        references: Each task's validation score when it is trained alone, of those known.
         config: The resolved config as plain data, to be saved and shown.
         strategy: The levers' short names, such as ``{"sampler": "Temperature"}``.
     """
@@ -157,7 +89,9 @@ class Settings:
     factories: Factories
     output_dir: Path
     cache_dir: Path
+    resume_from: str | None
     resume_from_checkpoint: str | None
+    references: Mapping[str, float]
     config: Mapping[str, Any]
     strategy: Mapping[str, str]
 
@@ -176,45 +110,83 @@ class Settings:
                     check_metric(task.metric)
             except UserError as error:
                 raise UserError(f"tasks.{task.name}.metric: {error}") from error
-        for stage in self.stages:
+        for place, stage in enumerate(self.stages):
             stage.check_tasks(names)
-        shape = self.shape_of_all_tasks()
-        sampler = self.factories.sampler(shape)
-        assert len(sampler.probabilities) == len(names)
-        for group, part in (("sampler", sampler), ("weighter", self.factories.weighter(shape))):
+            self._check_stage(stage, first=place == 0)
+        self._check_selection()
+        for stage in self.stages:
+            self._check_levers(self.factories.levers[stage.name], stage)
+        optimizer = self.factories.optimizer([nn.Parameter(torch.zeros(1))], 1e-3)
+        self.factories.scheduler(optimizer, 0, 1)
+
+    def _check_stage(self, stage: Stage, *, first: bool) -> None:
+        if stage.optimizer == "carry" and first:
+            stage.refuse("optimizer", "there is no stage before it whose optimizer it could take over. Take fresh")
+        if stage.tasks != "weakest":
+            return
+        if stage.weakness in NEED_SCORES and not self.options.eval_scores:
+            stage.refuse("weakness", "goes by validation scores, and eval_scores=false computes none. Set it to true")
+        if stage.weakness == "reference":
+            self._check_references(f"stages.{stage.name}.weakness=reference")
+
+    def _check_selection(self) -> None:
+        place = f"select_by={self.options.select_by}"
+        if not place.endswith("loss_ratio") and not self.options.eval_scores:
+            raise UserError(f"{place}: goes by validation scores, and eval_scores=false computes none. Set it to true.")
+        if place.endswith("change"):
+            self._check_references(place)
+
+    def _check_references(self, place: str) -> None:
+        if not self.references:
+            raise UserError(
+                f"{place}: compares with the tasks trained alone. Set reference=<folder of the single-task runs> "
+                "(mtl train -m experiment=single_task)."
+            )
+        missing = [task.name for task in self.tasks if task.metric != "none" and task.name not in self.references]
+        if missing:
+            raise UserError(
+                f"{place}: reference must hold a run of each task, and has none of {missing[0]}. Train it alone: mtl "
+                f"train only_task={missing[0]}."
+            )
+
+    def _check_levers(self, levers: Levers, stage: Stage) -> None:
+        shape = self.shape_of(stage)
+        sampler = levers.sampler(shape)
+        assert len(sampler.probabilities) == len(shape.names)
+        for group, part in (("sampler", sampler), ("weighter", levers.weighter(shape))):
             needs: frozenset[str] = getattr(part, "needs", frozenset())
+            chosen = f"{group}={levers.names[group]}"
             if not needs <= NEEDS_PROVIDED:
                 raise UserError(
-                    f"{group}={self.strategy[group]}: needs {sorted(needs - NEEDS_PROVIDED)}, which the loop does not "
-                    f"compute. Take another {group}."
+                    f"{chosen}: needs {sorted(needs - NEEDS_PROVIDED)}, which the loop does not compute. Take another "
+                    f"{group}."
                 )
             if "scores" in needs and not self.options.eval_scores:
                 raise UserError(
-                    f"{group}={self.strategy[group]} goes by validation scores, and eval_scores=false computes none. "
-                    f"Set eval_scores=true, or take a {group} that goes by losses."
+                    f"{chosen} goes by validation scores, and eval_scores=false computes none. Set eval_scores=true, "
+                    f"or take a {group} that goes by losses."
                 )
-        optimizer = self.factories.optimizer([nn.Parameter(torch.zeros(1))], 1e-3)
-        self.factories.scheduler(optimizer, 0, 1)
-        surgery = self.factories.surgery(shape)
+        surgery = levers.surgery(shape)
         if self.options.surgery_every > 1:
-            self._check_every(surgery)
+            self._check_every(surgery, levers)
         effect = surgery.weights_act
-        if effect in ("no", "reversed") and self.strategy["weighter"] != "Equal" and not self.options.allow_ineffective:
+        if effect in ("no", "reversed") and levers.names["weighter"] != "Equal" and not self.options.allow_ineffective:
             raise UserError(
-                f"surgery={self.strategy['surgery']} with weighter={self.strategy['weighter']}: loss weights act "
+                f"surgery={levers.names['surgery']} with weighter={levers.names['weighter']}: loss weights act "
                 f"through it: {effect}. Take weighter=equal, another surgery, or allow_ineffective=true."
             )
 
-    def shape_of_all_tasks(self) -> StageShape:
-        """A stage of one step on all tasks, to make strategies with before the data are read."""
-        names = [task.name for task in self.tasks]
+    def shape_of(self, stage: Stage) -> StageShape:
+        """The stage as one of a single step, to make strategies with before the data are read."""
+        chosen = None if isinstance(stage.tasks, str) else stage.tasks
+        names = [task.name for task in self.tasks if chosen is None or task.name in chosen]
         return StageShape(names, [1] * len(names), 1, self.options.batch_size)
 
-    def _check_every(self, surgery: GradientSurgery) -> None:
+    def _check_every(self, surgery: GradientSurgery, levers: Levers) -> None:
         every = f"surgery_every={self.options.surgery_every}"
         if not isinstance(surgery, GramianSurgery):
             raise UserError(
-                f"{every}: surgery={self.strategy['surgery']} has no coefficients that could be kept. Set "
+                f"{every}: surgery={levers.names['surgery']} has no coefficients that could be kept. Set "
                 "surgery_every=1 or take another surgery."
             )
         if self.options.surgery_granularity != "global":
@@ -224,17 +196,13 @@ class Settings:
             )
 
 
-def micro_batch_tokens(*, use_cpu: bool) -> int:
-    """What suits the device: a CPU is no faster with more, and takes more memory; a GPU wants to be filled."""
-    return 2048 if torch.cuda.is_available() and not use_cpu else 384
-
-
 def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: Path) -> Settings:
     """Turns a config into settings and checks them.
 
     Args:
         config: The resolved config as plain data.
-        makers: Of adapters, sampler, weighter, surgery, optimizer and scheduler.
+        makers: Of adapters, sampler, weighter, surgery, optimizer and scheduler, and of what stages have instead of the
+            run's: ``stages.<name>.sampler``, say.
         folder: Output folder where the config names none.
 
     Raises:
@@ -260,9 +228,7 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
     seed = options.seed
     factories = Factories(
         layout=lambda model, names: makers["adapters"](model=model, num_tasks=len(names), names=names, seed=seed),
-        sampler=lambda shape: makers["sampler"](**vars(shape), seed=seed),
-        weighter=lambda shape: makers["weighter"](**vars(shape), num_tasks=len(shape.names), seed=seed),
-        surgery=lambda shape: makers["surgery"](names=shape.names, seed=seed),
+        levers={stage.name: levers_of(stage, makers, seed) for stage in stages},
         optimizer=lambda params, lr: makers["optimizer"](params=params, lr=lr),
         scheduler=lambda optimizer, warmup, total: makers["scheduler"](
             optimizer=optimizer, num_warmup_steps=warmup, num_training_steps=total
@@ -277,13 +243,29 @@ def settings_from(config: dict[str, Any], makers: Mapping[str, Maker], folder: P
         factories=factories,
         output_dir=output_dir,
         cache_dir=cache_dir,
+        resume_from=config["resume_from"],
         resume_from_checkpoint=config["resume_from_checkpoint"],
+        references=reference_scores(config["reference"], "reference") if config["reference"] else {},
         # The run's folder tells its config; it was not resumed, nor part of a sweep, by whoever repeats it.
         config={**config, "output_dir": str(output_dir), "resume_from_checkpoint": None, "sweep": {}},
         strategy={**strategy, "stages": "+".join(order)},
     )
     settings.check()
     return settings
+
+
+def levers_of(stage: Stage, makers: Mapping[str, Maker], seed: int) -> Levers:
+    """The stage's own strategies, or the run's."""
+    sampler, weighter, surgery = (
+        makers[group if getattr(stage, group) is None else f"stages.{stage.name}.{group}"]
+        for group in ("sampler", "weighter", "surgery")
+    )
+    return Levers(
+        sampler=lambda shape: sampler(**vars(shape), seed=seed),
+        weighter=lambda shape: weighter(**vars(shape), num_tasks=len(shape.names), seed=seed),
+        surgery=lambda shape: surgery(names=shape.names, seed=seed),
+        names={"sampler": sampler.name, "weighter": weighter.name, "surgery": surgery.name},
+    )
 
 
 def alone(name: str, budget: str, tasks: Sequence[Task], stages: Sequence[Stage]) -> tuple[list[Task], list[Stage]]:

@@ -187,17 +187,33 @@ def update(run: Run, parts: StageParts, gradients: TaskGradients) -> float:
     Returns:
         The gradient's norm before clipping.
     """
-    attach(run.layout.shared_parameters(), gradients.shared_RN[0])
-    for parameter in run.layout.idle_parameters(gradients.tasks):
-        parameter.grad = None
+    if parts.trains_shared:
+        attach(run.layout.shared_parameters(), gradients.shared_RN[0])
+        for parameter in run.layout.idle_parameters(gradients.tasks):
+            parameter.grad = None
     for task, private in zip(gradients.tasks, gradients.private, strict=True):
-        attach(run.layout.private_parameters(task), private)
+        if parts.trains_private(task):
+            attach(run.layout.private_parameters(task), private)
     max_norm = math.inf if run.options.max_grad_norm is None else run.options.max_grad_norm
-    grad_norm = float(whole(nn.utils.clip_grad_norm_(run.layout.parameters(), max_norm)))
+    grad_norm = float(whole(nn.utils.clip_grad_norm_(parts.parameters, max_norm)))
     if math.isfinite(grad_norm):
         parts.optimizer.step()
+        pull_to_start(parts)
     parts.optimizer.zero_grad(set_to_none=True)
     return grad_norm
+
+
+@torch.no_grad()
+def pull_to_start(parts: StageParts) -> None:
+    """``theta -= lr l2_to_start (theta - theta_start)`` for what this step has moved.
+
+    Apart from the gradient, since Adam would divide a coupled pull by the size of the gradients, as it does with weight
+    decay (Loshchilov and Hutter, ICLR 2019).
+    """
+    factor = parts.stage.l2_to_start * float(parts.scheduler.get_last_lr()[0])
+    for parameter, start in parts.anchors:
+        if parameter.grad is not None:
+            parameter.lerp_(start, factor)
 
 
 def spread(values_M: Tensor, parts: StageParts, tasks: Sequence[int], num_tasks: int) -> Tensor:

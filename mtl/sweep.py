@@ -28,8 +28,10 @@ from mtl.composition import completed, composed, composed_with_hydra, config_dir
 from mtl.config_keys import config_differences
 from mtl.construct import build
 from mtl.errors import UserError
+from mtl.evaluation.objectives import OBJECTIVES
 from mtl.launch import JobFailed, new_folder
-from mtl.report.objective import OBJECTIVES, check_reference, objective
+from mtl.report.objective import objective
+from mtl.reporting.references import reference_scores
 from mtl.start import Ending, report, run
 from mtl.sweep_folder import (
     CHARTS,
@@ -103,7 +105,7 @@ def sweep(overrides: Sequence[str], own_configs: str | None, *, debug: bool) -> 
     varied = [item for item in everything if item.is_sweep_override()]
     searches = first.hydra.runtime.choices["hydra/sweeper"] != "basic"
     if searches:
-        check_search(varied, options, list(config["tasks"] or {}))
+        check_search(varied, options)
     fixed = [item for item in everything if not item.is_sweep_override()]
     jobs = {} if searches else {job_name(",".join(sorted(own))): own for own in product(*map(values_of, varied))}
     record = SweepRecord(
@@ -187,7 +189,7 @@ def check_values(overrides: Sequence[Override], own_configs: str | None) -> None
             composed([*first[:position], option, *first[position + 1 :]], own_configs)
 
 
-def check_search(varied: Sequence[Override], options: SweepOptions, tasks: Sequence[str]) -> None:
+def check_search(varied: Sequence[Override], options: SweepOptions) -> None:
     """Refuses what a search can't be about or go by, before anything is trained."""
     for item in varied:
         if item.get_key_element() == "seed":
@@ -196,7 +198,7 @@ def check_search(varied: Sequence[Override], options: SweepOptions, tasks: Seque
                 "several."
             )
     if options.reference and options.objective.endswith("change"):
-        check_reference(options.reference, tasks)
+        reference_scores(options.reference, "sweep.reference")
 
 
 def check_finished(folder: Path, jobs: Mapping[str, Sequence[str]], own_configs: str | None) -> None:

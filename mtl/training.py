@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
+from mtl.best import put_back_best, put_own_bests, track_best, track_tasks
 from mtl.checkpoint import save_checkpoint
 from mtl.distributed import whole_state
 from mtl.errors import Stopped, UserError
-from mtl.gradients import group_sizes
-from mtl.interfaces import GradientSurgery, TaskFeedback
+from mtl.guard import copied, guard_stage, put, start_validation
+from mtl.interfaces import TaskFeedback
 from mtl.run import Run, StageParts
-from mtl.settings import StageShape
-from mtl.stages import evaluation_steps
+from mtl.stage_parts import make_parts, select_tasks, state_by_name
 from mtl.step import training_step
-from mtl.surgery import Every, GramianSurgery, Grouped, Mean
 from mtl.trouble import handle_non_finite
 from mtl.zero import ZeroOptimizer
+
+CONVERGED = {"freeze": "its own parameters are frozen", "floor": "it is sampled less"}
 
 
 def run_stages(run: Run, parts: StageParts | None = None) -> None:
@@ -33,19 +34,25 @@ def run_stages(run: Run, parts: StageParts | None = None) -> None:
     """
     while run.state.stage < len(run.stages):
         parts = parts or begin_stage(run)
+        if parts is None:
+            skip_stage(run)
+            continue
         train(run, parts)
         end_stage(run, parts)
         parts = None
 
 
-def begin_stage(run: Run) -> StageParts:
-    """Selects the stage's tasks, makes its parts and tells them where the tasks stand."""
+def begin_stage(run: Run) -> StageParts | None:
+    """Selects the stage's tasks, makes its parts and tells them where the tasks stand; ``None`` if no task is weak."""
     stage = run.stages[run.state.stage]
-    improvements_T = [1 - ratio for ratio in run.state.loss_ratios_T]
-    run.state.stage_tasks = stage.select_tasks(run.names, improvements_T)
     run.state.stage_step = run.state.evaluated_stage_step = 0
     run.state.best_value, run.state.best_stage_step, run.state.num_bad_evaluations = None, 0, 0
-    run.best_parameters = None
+    run.state.task_best, run.state.converged = {}, []
+    run.best_parameters, run.best_private = None, {}
+    run.start_parameters = copied(run) if stage.keeps_start else None
+    run.start_validation = run.validation
+    if not select_tasks(run):
+        return None
     parts = make_parts(run)
     for step, validation_T in ((0, run.state.base_validation_T), (run.state.step, run.state.validation_T)):
         tell_validation(parts, step, validation_T)
@@ -54,59 +61,13 @@ def begin_stage(run: Run) -> StageParts:
     return parts
 
 
-def make_parts(run: Run) -> StageParts:
-    """Fresh sampler, weighter, surgery, optimizer and schedule for the stage that ``run.state`` is in."""
+def skip_stage(run: Run) -> None:
+    """Goes on to the next stage, since this one has no task."""
     stage = run.stages[run.state.stage]
-    assert run.state.stage_tasks is not None
-    tasks = run.state.stage_tasks
-    sizes = [len(run.data[task].train) for task in tasks]
-    options = run.options
-    batch_size = stage.batch_size or options.batch_size
-    num_steps = stage.num_steps(sum(sizes), batch_size)
-    shape = StageShape([run.names[task] for task in tasks], sizes, num_steps, batch_size)
-    learning_rate = stage.learning_rate or options.learning_rate or run.layout.default_learning_rate
-    optimizer = make_optimizer(run, learning_rate)
-    return StageParts(
-        stage=stage,
-        tasks=tasks,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        sampler=run.factories.sampler(shape),
-        weighter=run.factories.weighter(shape),
-        surgery=make_surgery(run, shape),
-        optimizer=optimizer,
-        # Never prepared: accelerate would step it once per process.
-        scheduler=run.factories.scheduler(optimizer, round(options.warmup_ratio * num_steps), num_steps),
-        evaluation_steps=evaluation_steps(
-            num_steps, evals_per_stage=options.evals_per_stage, eval_steps=options.eval_steps
-        ),
-    )
-
-
-def make_surgery(run: Run, shape: StageShape) -> GradientSurgery:
-    """The stage's surgery: of whole gradients or of groups of parameters, at every step or now and then."""
-    surgery = run.factories.surgery(shape)
-    if isinstance(surgery, Mean):  # the same whatever it looks at together
-        return surgery
-    if run.options.surgery_granularity != "global":
-        sizes = group_sizes(run.layout, run.options.surgery_granularity)
-        return Grouped(lambda: run.factories.surgery(shape), sizes) if sizes else surgery
-    if run.options.surgery_every > 1 and isinstance(surgery, GramianSurgery):
-        return Every(surgery, run.options.surgery_every)
-    return surgery
-
-
-def make_optimizer(run: Run, learning_rate: float) -> Optimizer:
-    """Of all trainable parameters; spread over the ranks where the launch asks for it."""
-    stage = run.distributed.zero_stage
-    if stage in (0, 1, 2):
-        return ZeroOptimizer(
-            lambda parameters: run.factories.optimizer(parameters, learning_rate),
-            run.layout,
-            run.distributed,
-            stage=stage,
-        )
-    return run.factories.optimizer(run.layout.parameters(), learning_rate)
+    reason = f"no task is weak by weakness={stage.weakness}"
+    if run.log:
+        run.log.say(f"Stage {stage.name}: skipped, {reason}")
+    leave_stage(run, {"stage": stage.name, "tasks": [], "steps": 0, "skipped": reason, **weakness_record(run)})
 
 
 def train(run: Run, parts: StageParts) -> None:
@@ -139,12 +100,17 @@ def evaluate_if_due(run: Run, parts: StageParts) -> None:
     if run.state.stage_step not in parts.evaluation_steps or run.state.stage_step == run.state.evaluated_stage_step:
         return
     with saved_when_stopped(run, parts):
+        if parts.stage.guard != "none":
+            start_validation(run)
         evaluations = run.validate()
     run.state.evaluated_stage_step = run.state.stage_step
     tell_validation(parts, run.state.step, run.state.validation_T)
-    track_best(run)
+    track_best(run, parts)
+    converged = track_tasks(run, parts)
     if run.log:
         run.log.evaluation(run.state, parts.stage.name, run.names, evaluations)
+        for task in converged:
+            run.log.say(f"  {run.names[task]} has converged: {CONVERGED[run.options.when_converged]}")
     if not finished(run, parts):  # otherwise end_stage saves
         save(run, parts)
 
@@ -167,52 +133,97 @@ def tell_validation(parts: StageParts, step: int, validation_T: Sequence[Mapping
     parts.weighter.update(feedback)
 
 
-def track_best(run: Run) -> None:
-    """Remembers the parameters with the lowest mean of val loss / base val loss, if early stopping is on."""
-    if run.options.early_stopping_patience is None:
-        return
-    value = run.state.mean_loss_ratio
-    if run.state.best_value is None or value < run.state.best_value:
-        run.state.best_value, run.state.best_stage_step = value, run.state.stage_step
-        run.state.num_bad_evaluations = 0
-        run.best_parameters = {
-            name: parameter.detach().clone() for name, parameter in run.layout.named_parameters().items()
-        }
-    else:
-        run.state.num_bad_evaluations += 1
-
-
 def finished(run: Run, parts: StageParts) -> bool:
-    """Whether the stage has had its steps, or its last ``early_stopping_patience`` evaluations brought nothing."""
+    """Whether the stage has had its steps, or its last ``early_stopping_patience`` evaluations brought nothing.
+
+    So it has where every task that it is for has converged.
+    """
     patience = run.options.early_stopping_patience
     stopped_early = patience is not None and run.state.num_bad_evaluations >= patience
-    return stopped_early or run.state.stage_step >= parts.num_steps
+    all_converged = set(parts.focus) <= set(run.state.converged)
+    return stopped_early or all_converged or run.state.stage_step >= parts.num_steps
 
 
 def end_stage(run: Run, parts: StageParts) -> None:
-    """Goes back to the best parameters of the stage, if they were not the last, and on to the next stage."""
-    if run.best_parameters is not None and run.state.best_stage_step < run.state.stage_step:
-        with torch.no_grad():
-            for name, parameter in run.layout.named_parameters().items():
-                parameter.copy_(run.best_parameters[name])
-        with saved_when_stopped(run, parts):
-            evaluations = run.validate()
-        if run.log:
-            run.log.evaluation(run.state, parts.stage.name, run.names, evaluations)
+    """Goes back to the stage's best parameters, undoes what harms another task, and goes on to the next stage."""
+    with saved_when_stopped(run, parts):
+        record = settle(run, parts)
     if run.log:
         run.log.end_stage()
-    run.state.history.append(
-        {
-            "stage": parts.stage.name,
-            "tasks": [run.names[task] for task in parts.tasks],
-            "steps": run.state.stage_step,
-            "best_step": run.state.best_stage_step if run.best_parameters is not None else run.state.stage_step,
-        }
-    )
+        run.log.stage_ended(record)
     if isinstance(parts.optimizer, ZeroOptimizer):
         parts.optimizer.close()
+    leave_stage(run, record, carried=state_by_name(run, parts) if carries_on(run) else None)
+
+
+def settle(run: Run, parts: StageParts) -> dict[str, Any]:
+    """Chooses the parameters that the stage ends with, by validation data, and returns the record of the stage.
+
+    Stopped within, it leaves nothing half done: what it does is a function of the stage's state, and done again.
+    """
+    names, guards = run.names, parts.stage.guard != "none"
+    with left_as_found(run) if guards or run.best_private else nullcontext():
+        changed = put_back_best(run)
+        if changed:
+            run.validate()
+        elif run.validation is None:  # the stage was resumed at its end
+            run.keep_validation(run.evaluate_validation())
+        own = put_own_bests(run)
+        guarded = guard_stage(run, parts) if guards else None
+    if run.log and (changed or own or (guarded and guarded["harmed"])):
+        assert run.validation is not None
+        run.log.evaluation(run.state, parts.stage.name, names, run.validation)
+    record = {
+        "stage": parts.stage.name,
+        "tasks": [names[task] for task in parts.focus],
+        "replayed": [names[task] for task in parts.tasks if task not in parts.focus],
+        "steps": run.state.stage_step,
+        "best_step": run.state.best_stage_step if run.best_parameters is not None else run.state.stage_step,
+        "converged": [names[task] for task in run.state.converged],
+        "own_best": [names[task] for task in own],
+        **weakness_record(run),
+    }
+    return record if guarded is None else {**record, "guard": {"action": parts.stage.guard, **guarded}}
+
+
+@contextmanager
+def left_as_found(run: Run) -> Iterator[None]:
+    """Puts everything back if the run is stopped within the block, for a checkpoint of what was before."""
+    parameters, validation, validation_T = copied(run), run.validation, run.state.validation_T
+    best_score_T = run.state.best_score_T
+    try:
+        yield
+    except Stopped:
+        put(run, parameters)
+        run.validation, run.state.validation_T, run.state.best_score_T = validation, validation_T, best_score_T
+        raise
+
+
+def weakness_record(run: Run) -> dict[str, Any]:
+    """What the stage's tasks were chosen by."""
+    stage, values_T = run.stages[run.state.stage], run.state.stage_weakness_T
+    if values_T is None:
+        return {}
+    return {"weakness": {"by": stage.weakness, "tasks": dict(zip(run.names, values_T, strict=True))}}
+
+
+def carries_on(run: Run) -> bool:
+    """Whether the next stage begins with this one's optimizer."""
+    rest = run.stages[run.state.stage + 1 :]
+    return bool(rest) and rest[0].optimizer == "carry"
+
+
+def leave_stage(run: Run, record: dict[str, Any], carried: dict[str, Any] | None = None) -> None:
+    """Ends the stage with its record and a checkpoint."""
+    run.state.history.append(record)
+    run.carried = carried
     run.state.stage += 1
-    run.state.stage_tasks = None
+    run.state.stage_tasks = run.state.stage_focus = run.state.stage_weakness_T = None
+    run.state.task_best, run.state.converged = {}, []
+    run.start_parameters = run.start_validation = run.best_parameters = None
+    run.best_private = {}
+    run.backward.anchor = None
+    run.cursors.limit([], None)
     save(run, None)
 
 
@@ -230,7 +241,15 @@ def save(run: Run, parts: StageParts | None) -> None:
         "run": asdict(run.state),
         "loss_scale": run.loss_scale.state_dict(),
         "parameters": dict(run.layout.named_parameters()),
-        "best_parameters": None if run.best_parameters is None else dict(run.best_parameters),
+        **{
+            key: None if parameters is None else dict(parameters)
+            for key, parameters in (
+                ("best_parameters", run.best_parameters),
+                ("start_parameters", run.start_parameters),
+            )
+        },
+        "best_private": {task: dict(parameters) for task, parameters in run.best_private.items()},
+        "carried": None if run.carried is None else dict(run.carried),
         "cursors": run.cursors.state_dict(),
         "parts": None if parts is None else parts.state_dict(),
     }
@@ -243,7 +262,7 @@ def save(run: Run, parts: StageParts | None) -> None:
                 run.state.step,
                 state,
                 environment=run.environment,
-                value=run.state.mean_loss_ratio,
+                value=-run.objective(run.state.validation_T),
                 keep_last=run.options.keep_last,
                 keep_best=run.options.keep_best,
             )

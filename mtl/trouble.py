@@ -11,8 +11,8 @@ import torch
 from mtl.errors import RankError, UserError
 from mtl.evaluation.batches import evaluating
 from mtl.evaluation.losses import summed_losses
+from mtl.options import Options
 from mtl.run import Run, StageParts
-from mtl.settings import Options
 from mtl.step import StepOutcome, batch_of
 
 MAX_TASKS = 5  # named in a message

@@ -25,6 +25,7 @@ overrides, as in Hydra (the config of a run is conf/train.yaml, groups are the f
   sampler=... weighter=... surgery=... adapters=... stages=...
   max_steps=100 batch_size=16 learning_rate=2e-4 max_length=1024 seed=0
   output_dir=outputs/mine resume_from_checkpoint=auto
+  resume_from=outputs/mine stages=weak_private    take a finished run further, in a new output_dir
 
 on several processes, which are started for you, also for each run of a sweep:
   launch=gpus|fsdp2|deepspeed                     a process for each GPU, with all or with a part of the model

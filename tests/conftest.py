@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +17,7 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -139,3 +142,67 @@ def launch():
         return finished
 
     return run
+
+
+@pytest.fixture
+def interrupted_copy():
+    """What a run that was killed after the checkpoint of ``step`` leaves: later records, even torn ones, too."""
+
+    def copy(folder, step, target):
+        shutil.copytree(folder, target)
+        (target / "results.json").unlink()
+        for later in (target / "checkpoints").glob("step-*"):
+            if int(later.name.removeprefix("step-")) > step:
+                shutil.rmtree(later)
+        (target / "checkpoints" / "latest").write_text(f"step-{step:06d}")
+        with (target / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"step": 99, "torn')
+        return target
+
+    return copy
+
+
+@pytest.fixture
+def outcome():
+    """Everything that must not depend on an interruption: records, results without cost, final state and tensors."""
+
+    def read(folder):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results.pop("cost")
+        last = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text()
+        state = json.loads((last / "state.json").read_text(encoding="utf-8"))
+        for cost in ("training_seconds", "total_seconds"):
+            state["run"].pop(cost)
+        tensors = {key: value.numpy().tobytes() for key, value in load_file(last / "tensors.safetensors").items()}
+        return (folder / "metrics.jsonl").read_bytes(), results, state, tensors
+
+    return read
+
+
+class AskedLater:
+    """A stop signal that comes at the k-th time that somebody looks."""
+
+    def __init__(self, looks):
+        self._looks = looks
+
+    @property
+    def received(self):
+        self._looks -= 1
+        return 15 if self._looks == 0 else 0
+
+    @contextmanager
+    def listening(self):
+        yield
+
+
+@pytest.fixture
+def asked_later(monkeypatch):
+    """Lets the run within the block be asked to stop at the k-th time that it looks for that."""
+
+    @contextmanager
+    def asking(looks):
+        with monkeypatch.context() as patch:
+            patch.setattr("mtl.job.StopSignal", lambda: AskedLater(looks))
+            yield
+
+    return asking

@@ -9,7 +9,7 @@ from transformers.loss.loss_utils import fixed_cross_entropy
 from mtl.data.batching import Batch, fill_rows, row_length, stack
 from mtl.data.tokenized import TokenizedExample
 from mtl.distributed import Distributed
-from mtl.gradients import Backward, attach
+from mtl.gradients import Anchor, Backward, attach
 from mtl.models import FullLayout, LoraLayout
 
 TASKS = 3
@@ -234,3 +234,48 @@ def test_segments_cover_every_position_of_their_tasks():
     assert packed.boundaries.diff().tolist() == [
         len(example.input_ids) for _, example in sorted(examples, key=lambda pair: pair[0])
     ]
+
+
+@pytest.mark.parametrize("private", [0, 2])
+def test_the_pull_of_an_earlier_model_is_its_kl_at_the_target_tokens(make_model, private):
+    """Rows against plain autograd of loss plus KL; the losses that are told do not have it."""
+    model = make_model()
+    layout = lora(model, private=private)
+    generator = torch.Generator().manual_seed(5)
+    earlier = [0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in layout.parameters()]
+    backward = make_backward(model, layout, max_tokens=60, packing=True)
+    examples = random_examples(np.random.default_rng(3), [2, 3, 1])
+    batch, ones_T = Batch(examples, TASKS), torch.ones(TASKS, dtype=torch.float64)
+    plain = backward(batch, ones_T, step=0, apart=True)
+    plain_TN = plain.shared_RN.clone()
+    backward.anchor = Anchor(0.7, list(zip(layout.parameters(), earlier, strict=True)))
+    before = [parameter.detach().clone() for parameter in layout.parameters()]
+    found = backward(batch, ones_T, step=0, apart=True)
+    assert torch.equal(found.losses_M, plain.losses_M)
+    assert all(torch.equal(a, b) for a, b in zip(layout.parameters(), before, strict=True))
+
+    def put(values):
+        with torch.no_grad():
+            for parameter, value in zip(layout.parameters(), values, strict=True):
+                parameter.copy_(value)
+
+    for task in range(TASKS):
+        total_N, num_targets = torch.zeros(found.shared_RN.shape[1], dtype=torch.float64), 0
+        with layout.activate(task):
+            for example in (item for owner, item in examples if owner == task):
+                ids = torch.from_numpy(example.input_ids.astype(np.int64))[None]
+                kept = torch.from_numpy(example.is_target[1:])
+                put(earlier)
+                with torch.no_grad():
+                    teacher = model(input_ids=ids).logits[0, :-1][kept].softmax(-1)
+                put(before)
+                now = model(input_ids=ids).logits[0, :-1][kept].log_softmax(-1)
+                targets = ids[0, 1:][kept]
+                divergence = (teacher * (teacher.log() - now)).sum()
+                loss = 0.7 * divergence - now[torch.arange(len(targets)), targets].sum()
+                gradients = torch.autograd.grad(loss, layout.shared_parameters())
+                total_N += torch.cat([gradient.flatten() for gradient in gradients])
+                num_targets += len(targets)
+        expected = total_N / num_targets
+        assert relative(found.shared_RN[task], expected) < 1e-9
+        assert relative(plain_TN[task], expected) > 1e-3

@@ -12,7 +12,7 @@ CONF = Path(__file__).parents[1] / "conf"
 PAGE = (CONF / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("lever", LEVERS)
+@pytest.mark.parametrize("lever", [*LEVERS, "stages"])
 def test_every_option_has_a_row_with_all_its_cells(lever):
     section = re.split(r"(?m)^## ", PAGE.split(f"## {lever}\n")[1])[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]

@@ -14,7 +14,7 @@ import pytest
 from mtl.cli import main
 from mtl.composition import composed, job_name, settings_of
 from mtl.errors import UserError
-from mtl.report.objective import objective, reference_scores
+from mtl.report.objective import objective
 from mtl.report.runs import find_runs
 from mtl.sweep import parsed, ranges, taken_up, values_of
 from mtl.sweep_folder import SweepRecord, jobs_of, open_sweep, read_sweep, record_failure, unfinished
@@ -233,7 +233,7 @@ def test_a_sweep_over_data(overrides, capsys):
         (["sweep.objective=mean_change"], "sweep.objective=mean_change: compares with single-task runs."),
         (
             ["sweep=optuna", "learning_rate=0.1,1", "sweep.objective=mean_change", "sweep.reference=nowhere"],
-            "nowhere: must be the folder of a run, of a sweep, or one that holds some; there is none.",
+            "sweep.reference=nowhere: holds no finished run. Give the folder of the single-task runs.",
         ),
         (
             ["sweep=optuna", "seed=0,1"],
@@ -322,7 +322,7 @@ def test_a_search_in_which_all_fails(overrides):
 def test_a_search_without_what_it_goes_by_ends_at_once(overrides):
     given = ["train", "-m", *overrides, "sweep=optuna", "sweep.dir=out", "eval_scores=false", "max_steps=1"]
     _, err = command(*given, "learning_rate=1e-3,1e-4", "sweep.objective=mean_score", code=2)
-    assert "has no validation score of one. Take sweep.objective=mean_loss_ratio, or eval_scores=true." in err
+    assert "has no validation score of one, which sweep.objective needs. Run it with eval_scores=true." in err
     assert len(jobs_of(Path("out"))) == 1
 
 
@@ -375,7 +375,6 @@ def test_objectives(tmp_path):
         "mean_change": (0.2 - 0.2) / 2,  # .01 less of at least .05
         "worst_change": -0.2,
     }
-    reference_scores.cache_clear()
     for name, value in expected.items():
         assert objective(run, name, reference) == pytest.approx(value, abs=1e-12), name
 
@@ -395,7 +394,6 @@ def test_objectives_that_lack_something(tmp_path):
         objective(run, "mean_score", None)
     scored = write_run(tmp_path / "scored", losses, {"a": 0.5})
     other = write_run(tmp_path / "other", losses, {"b": 0.5})
-    reference_scores.cache_clear()
     with pytest.raises(UserError, match="must have a run of each task, and has none of a"):
         objective(scored, "mean_change", str(other))
 

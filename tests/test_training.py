@@ -236,11 +236,7 @@ def test_second_stage_trains_the_least_improved_tasks_only(prepared):
     assert set(chosen) == set(sorted(ratios, key=ratios.get)[1:])
 
 
-def test_stage_selection_and_lengths():
-    names = ["a", "b", "c"]
-    assert Stage("s", "weakest", num_weakest=2).select_tasks(names, [0.5, 0.1, 0.3]) == [1, 2]
-    assert Stage("s", ["c", "a"]).select_tasks(names, [0, 0, 0]) == [0, 2]
-    assert Stage("s").select_tasks(names, [0, 0, 0]) == [0, 1, 2]
+def test_stage_lengths():
     assert Stage("s", num_epochs=2).num_steps(10, 4) == 5
     assert Stage("s", max_steps=7).num_steps(10, 4) == 7
     assert sorted(evaluation_steps(10, evals_per_stage=3, eval_steps=None)) == [4, 7, 10]
@@ -256,12 +252,13 @@ def test_run_state_survives_json():
 
 
 def test_every_option_of_the_schema_reaches_options():
-    from mtl.settings import Options
+    from mtl.options import Options
 
     config = composed([])
     groups = {"model", "tasks", "adapters", "sampler", "weighter", "surgery", "optimizer", "scheduler"}
     groups |= {"stages", "launch", "sweep"}
     other = {"only_task", "only_budget", "stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
+    other |= {"resume_from", "reference"}
     assert set(OmegaConf.to_container(config)) == set(Options.__dataclass_fields__) | groups | other
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mtl.data.loading import TaskData
 
-FORMAT = 2  # raise it whenever this package gives other numbers for the same model and data
+FORMAT = 3  # raise it whenever this package gives other numbers for the same model and data
 LIBRARIES = ("torch", "transformers", "tokenizers", "scikit-learn", "sacrebleu", "rouge-score", "jiwer")
 TASK_SETTINGS = ("metric", "scoring", "labels", "max_new_tokens", "answer_pattern")
 

@@ -167,11 +167,12 @@ def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], score
         losses, written = _losses(run, examples), list[_Written]()
     else:
         losses, written = _losses_and_answers(run, task, examples, scored)
-    num_targets = sum(count_targets(example.tokens) for example in examples)
+    targets = [count_targets(example.tokens) for example in examples]
+    num_targets = sum(targets)
     # fsum rounds once, so the order of the examples cannot matter.
     loss = fsum(losses) / num_targets
     if not scored:
-        return TaskEvaluation(loss, len(examples), num_targets, None, {}, [])
+        return TaskEvaluation(loss, len(examples), num_targets, None, {}, [], losses, targets)
 
     answers = [item.text for item in written]
     if task.scoring == "generation":
@@ -192,14 +193,14 @@ def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], score
             score=score,
             location=example.location,
             loss=example_loss,
-            num_targets=count_targets(example.tokens),
+            num_targets=example_targets,
             complete=item.complete,
         )
-        for example, item, answer, score, example_loss in zip(
-            examples, written, answers, scores.per_example, losses, strict=True
+        for example, item, answer, score, example_loss, example_targets in zip(
+            examples, written, answers, scores.per_example, losses, targets, strict=True
         )
     ]
-    return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions)
+    return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions, losses, targets)
 
 
 def _losses(run: _Run, examples: Sequence[EvalExample]) -> list[float]:

@@ -16,7 +16,12 @@ from mtl.models.attention import knows_lengths
 
 
 def target_nll(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
-    """Negative log-likelihood of every target token of a micro-batch [nats], in the order of ``labels``.
+    """Negative log-likelihood of every target token of a micro-batch [nats], in the order of ``labels``."""
+    return F.cross_entropy(target_logits(model, micro_batch), micro_batch.labels, reduction="none")
+
+
+def target_logits(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+    """Logits [targets, V] for every target token of a micro-batch, in the order of ``labels``.
 
     The vocabulary projection runs at target positions only (``logits_to_keep``). ``use_cache=False`` matters: with a
     cache transformers ignores packing silently. So does the missing attention mask, see :class:`MicroBatch`.
@@ -33,7 +38,7 @@ def target_nll(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
         logits_to_keep=micro_batch.keep_BS,
         **lengths,
     ).logits
-    return F.cross_entropy(full_precision(logits.view(-1, logits.shape[-1])), micro_batch.labels, reduction="none")
+    return full_precision(logits.view(-1, logits.shape[-1]))
 
 
 def full_precision(logits: Tensor) -> Tensor:

@@ -15,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtl.errors import UserError
-from mtl.report.comparison import Comparison, Duel, Interval, StrategyOutcome, TaskOutcome, Verdict
-from mtl.report.evidence import LOSS, TaskEvidence, gather_evidence
-from mtl.report.pool import SEED, Pool, Reference, StrategyRuns
-from mtl.report.resampling import higher_is_better
-from mtl.report.runs import FinishedRun, FoundRuns
-from mtl.report.statistics import (
+from mtl.evaluation.resampling import higher_is_better
+from mtl.evaluation.statistics import (
     REFERENCE_FLOOR,
     holm,
     mean_ranks,
@@ -29,6 +25,10 @@ from mtl.report.statistics import (
     sign_flip_p,
     two_sided_p,
 )
+from mtl.report.comparison import Comparison, Duel, Interval, StrategyOutcome, TaskOutcome, Verdict
+from mtl.report.evidence import LOSS, TaskEvidence, gather_evidence
+from mtl.report.pool import SEED, Pool, Reference, StrategyRuns
+from mtl.report.runs import FinishedRun, FoundRuns
 from mtl.reporting.results import Cost
 
 Floats = NDArray[np.float64]

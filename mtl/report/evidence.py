@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtl.errors import UserError
-from mtl.report.resampling import SufficientStatistics, resampled_scores, sufficient_statistics
+from mtl.evaluation.resampling import SufficientStatistics, resampled_scores, sufficient_statistics
+from mtl.evaluation.statistics import NUM_RESAMPLES, resample_examples
 from mtl.report.runs import FinishedRun
-from mtl.report.statistics import NUM_RESAMPLES, resample_examples
 
 if TYPE_CHECKING:
     from mtl.evaluation.results import Prediction

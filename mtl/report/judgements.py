@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtl.errors import UserError
+from mtl.evaluation.statistics import holm
 from mtl.report.blind import BlindItem, BlindKey
-from mtl.report.statistics import holm
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,9 +12,9 @@ from math import nan
 import numpy as np
 from numpy.typing import NDArray
 
+from mtl.evaluation.resampling import higher_is_better
+from mtl.evaluation.statistics import mean_over_seeds, relative_change, resample_seeds
 from mtl.report.evidence import TaskEvidence
-from mtl.report.resampling import higher_is_better
-from mtl.report.statistics import mean_over_seeds, relative_change, resample_seeds
 
 Floats = NDArray[np.float64]
 SEED = 0  # of the resamples: the same runs give the same report

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import isnan
 
 from mtl.report.comparison import Comparison, Interval, StrategyOutcome, Verdict
+from mtl.report.stage_words import stage_sentences
 
 MAX_NAMES = 5
 AGGREGATES = {"mean": "the mean over the tasks", "worst": "the worst task"}
@@ -17,6 +18,7 @@ def sentences(comparison: Comparison) -> list[str]:
     if not comparison.verdicts:
         found.append(_alone(comparison.strategies[0], comparison))
     found += _hurt(comparison)
+    found += stage_sentences([run for item in comparison.strategies for run in item.runs])
     if comparison.failures:
         number_failed = "1 job" if len(comparison.failures) == 1 else f"{len(comparison.failures)} jobs"
         found.append(f"Failed, and not in here: {number_failed}, {_listed(list(comparison.failures))}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -82,13 +82,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """All of ``results.json``; ``strategy`` names the levers that were on, ``tasks`` is by the tasks' names."""
+    """All of ``results.json``.
+
+    ``strategy`` names the levers that were on, ``tasks`` is by the tasks' names, ``stages`` says of each stage which
+    tasks it was for and why, and what became of it.
+    """
 
     strategy: Mapping[str, Any]
     seed: int
     model: str
     tasks: Mapping[str, TaskResult]
     cost: Cost
+    stages: Sequence[Mapping[str, Any]] = ()
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -101,6 +106,7 @@ def write_results(path: Path, results: Results) -> None:
         "model": results.model,
         "tasks": tasks,
         "cost": asdict(results.cost),
+        "stages": list(results.stages),
     }
     write_atomically(path, to_json(content, indent=2) + b"\n")
 
@@ -120,6 +126,7 @@ def read_results(path: Path) -> Results:
         **results.pick({"strategy": "an object", "seed": "an integer", "model": "a text"}),
         tasks={name: _read_task(tasks.object(name)) for name in tasks.content},
         cost=Cost(**results.object("cost").pick(COST_KINDS)),
+        stages=results.pick({"stages": "a list"})["stages"] if "stages" in results.content else (),
     )
 
 
@@ -173,6 +180,7 @@ class _Object:
     kinds = MappingProxyType(
         {
             "an object": dict,
+            "a list": list,
             "a text": str,
             "a text or null": str | None,
             "an integer": int,

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from mtl.step import StepOutcome
 
 
+WEAKNESS_WORDS = {
+    "loss_ratio": "val loss / base val loss",
+    "score": "distance of the val score from 1",
+    "reference": "gap to the val score of the task trained alone, relative to it",
+    "target": "gap to the target score",
+    "best": "gap to the run's best val score",
+}
+
+
 class RunLog:
     """The reports of a run; only rank 0 has one.
 
@@ -66,16 +75,42 @@ class RunLog:
 
     def begin_stage(self, state: RunState, parts: StageParts, names: Sequence[str]) -> None:
         """Says what the stage trains, and why those tasks."""
-        chosen = [names[task] for task in parts.tasks]
+        chosen = [names[task] for task in parts.focus]
+        replayed = [names[task] for task in parts.tasks if task not in parts.focus]
         self.say(
             f"Stage {parts.stage.name}: {parts.num_steps} steps of {parts.batch_size} examples on "
             f"{', '.join(shortened(chosen))}"
+            + (f", replaying {parts.stage.replay:.0%} of {', '.join(shortened(replayed))}" if replayed else "")
         )
-        if parts.stage.tasks == "weakest":
-            ratios_T = state.loss_ratios_T
-            ratios = [f"{names[task]} {ratios_T[task]:.3f}" for task in parts.tasks]
-            self.say(f"  chosen for the highest val loss / base val loss: {', '.join(shortened(ratios))}")
+        special = [
+            text
+            for text, said in (
+                (f"only {parts.stage.trainable} parameters move", parts.stage.trainable != "all"),
+                ("the optimizer goes on from the stage before", parts.stage.optimizer == "carry"),
+            )
+            if said
+        ]
+        if special:
+            self.say(f"  {'; '.join(special)}")
+        if state.stage_weakness_T is not None:
+            found = [(names[task], state.stage_weakness_T[task]) for task in parts.focus]
+            values = [f"{name} {value:.3f}" for name, value in found if value is not None]
+            self.say(f"  chosen for the highest {WEAKNESS_WORDS[parts.stage.weakness]}: {', '.join(shortened(values))}")
         self.resume_stage(state, parts)
+
+    def stage_ended(self, record: Mapping[str, Any]) -> None:
+        """Says what a guard has found, and what was taken back."""
+        if record["own_best"]:
+            self.say(f"  own parameters of their best evaluation: {', '.join(shortened(record['own_best']))}")
+        guard = record.get("guard")
+        if guard is None:
+            return
+        if not guard["harmed"]:
+            self.say("  guard: no other task was harmed")
+            return
+        fallen = shortened([f"{name} by {drop:.3f}" for name, drop in guard["harmed"].items()])
+        done = f"{guard['scale']:.0%} of the stage's change is kept" if guard["scale"] else "the stage is rolled back"
+        self.say(f"  guard: {', '.join(fallen)} fell too far; {done}")
 
     def resume_stage(self, state: RunState, parts: StageParts) -> None:
         """Starts the stage's progress bar."""

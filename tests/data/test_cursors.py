@@ -71,7 +71,7 @@ def test_state_is_a_copy() -> None:
     cursors = TaskCursors([4], seed=0)
     state = cursors.state_dict()
     cursors.take([3])
-    assert state == {"examples_seen": [0]}
+    assert state == {"examples_seen": [0], "limits": {}, "limited": {}}
 
 
 @pytest.mark.parametrize("sizes", [[], [3, 0], [-1]])
@@ -89,3 +89,38 @@ def test_counts_must_fit_the_tasks(counts: list[int]) -> None:
 def test_state_of_other_tasks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^examples_seen must have 2 entries"):
         TaskCursors([3, 3], seed=0).load_state_dict({"examples_seen": [1]})
+
+
+def test_a_limit_draws_from_a_seeded_choice_in_shuffled_epochs_and_leaves_the_rest_alone():
+    cursors = TaskCursors([10, 6], seed=4)
+    cursors.take([3, 2])
+    cursors.limit([0], 4)
+    assert (cursors.size(0), cursors.size(1)) == (4, 6)
+    epochs = [[row for task, row in cursors.take([4, 1]) if task == 0] for _ in range(5)]
+    assert len({frozenset(rows) for rows in epochs}) == 1
+    assert len(set(epochs[0])) == 4
+    assert len(set(map(tuple, epochs))) > 1
+    assert cursors.examples_seen_T == (23, 7)
+    cursors.limit([], None)
+    plain = TaskCursors([10, 6], seed=4)
+    plain.take([23, 7])
+    assert cursors.take([5, 5]) == plain.take([5, 5])
+
+
+def test_a_limit_goes_on_after_a_resume():
+    whole = TaskCursors([10, 6], seed=4)
+    whole.limit([0, 1], 4)
+    expected = [whole.take([3, 2]) for _ in range(8)]
+    first = TaskCursors([10, 6], seed=4)
+    first.limit([0, 1], 4)
+    assert [first.take([3, 2]) for _ in range(3)] == expected[:3]
+    second = TaskCursors([10, 6], seed=4)
+    second.load_state_dict(first.state_dict())
+    second.limit([0, 1], 4)  # what a resumed stage asks for again
+    assert [second.take([3, 2]) for _ in range(5)] == expected[3:]
+
+
+def test_a_limit_above_the_size_is_none():
+    cursors = TaskCursors([10], seed=0)
+    cursors.limit([0], 10)
+    assert cursors.take([10]) == TaskCursors([10], seed=0).take([10])

@@ -73,6 +73,7 @@ GOLDEN = {
         "tokens_per_second": 320.0,
         "peak_memory_bytes": None,
     },
+    "stages": [],
 }
 
 

@@ -24,6 +24,7 @@ def parts_of_stage(num_tasks: int, stage: Stage) -> StageParts:
     return StageParts(
         stage=stage,
         tasks=list(range(num_tasks)),
+        focus=list(range(num_tasks)),
         num_steps=100,
         batch_size=64,
         sampler=Equal([10] * num_tasks),
@@ -32,6 +33,7 @@ def parts_of_stage(num_tasks: int, stage: Stage) -> StageParts:
         optimizer=optimizer,
         scheduler=ConstantLR(optimizer),
         evaluation_steps=frozenset({100}),
+        parameters=[],
     )
 
 
@@ -63,7 +65,7 @@ def run_log(folder: Path, names: list[str]) -> RunLog:
 def test_1024_tasks_cost_little_and_leave_readable_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"task_{number:04}" for number in range(1024)]
     state, parts = RunState(1024), parts_of_stage(1024, Stage("weak", tasks="weakest", num_weakest=1024))
-    state.base_validation_T = state.validation_T = [{"loss": 1.0}] * 1024
+    state.stage_weakness_T = [1.0] * 1024
     step = outcome(1024, list(range(0, 1024, 16)))
     log = run_log(tmp_path, names)
     log.begin_stage(state, parts, names)

@@ -1,10 +1,6 @@
-"""A small run on three tasks, what an interruption leaves of it, and what must not depend on one."""
-
-import json
-import shutil
+"""A small run on three tasks."""
 
 import pytest
-from safetensors.torch import load_file
 
 from mtl.cli import main
 
@@ -46,38 +42,3 @@ def command(arguments):
         return output_dir
 
     return run
-
-
-@pytest.fixture
-def interrupted_copy():
-    """What a run that was killed after the checkpoint of ``step`` leaves: later records, even torn ones, too."""
-
-    def copy(folder, step, target):
-        shutil.copytree(folder, target)
-        (target / "results.json").unlink()
-        for later in (target / "checkpoints").glob("step-*"):
-            if int(later.name.removeprefix("step-")) > step:
-                shutil.rmtree(later)
-        (target / "checkpoints" / "latest").write_text(f"step-{step:06d}")
-        with (target / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write('{"step": 99, "torn')
-        return target
-
-    return copy
-
-
-@pytest.fixture
-def outcome():
-    """Everything that must not depend on an interruption: records, results without cost, final state and tensors."""
-
-    def read(folder):
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        results.pop("cost")
-        last = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text()
-        state = json.loads((last / "state.json").read_text(encoding="utf-8"))
-        for cost in ("training_seconds", "total_seconds"):
-            state["run"].pop(cost)
-        tensors = {key: value.numpy().tobytes() for key, value in load_file(last / "tensors.safetensors").items()}
-        return (folder / "metrics.jsonl").read_bytes(), results, state, tensors
-
-    return read

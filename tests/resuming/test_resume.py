@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import contextmanager
 
 import pytest
 
@@ -143,31 +142,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, command, capsys
     assert outcome(copy) == outcome(whole)
 
 
-class AskedLater:
-    """A stop signal that comes at the k-th time that somebody looks."""
-
-    def __init__(self, looks):
-        self._looks = looks
-
-    @property
-    def received(self):
-        self._looks -= 1
-        return 15 if self._looks == 0 else 0
-
-    @contextmanager
-    def listening(self):
-        yield
-
-
-def test_asked_to_stop_at_every_moment_it_goes_on_bit_for_bit(tmp_path, command, monkeypatch, capsys, outcome):
+def test_asked_to_stop_at_every_moment_it_goes_on_bit_for_bit(tmp_path, command, asked_later, capsys, outcome):
     levers = [*LEVERS, "stages=joint_then_weak", "max_steps=2", "eval_steps=2"]
     whole = command(tmp_path / "whole", *levers)
     expected = outcome(whole)
     stopped_at = []
     for looks in range(1, 100):
         folder = tmp_path / f"look{looks}"
-        with monkeypatch.context() as patch:
-            patch.setattr("mtl.job.StopSignal", lambda looks=looks: AskedLater(looks))
+        with asked_later(looks):
             code = command(folder, *levers, f"cache_dir={tmp_path / 'caches' / str(looks)}", code=None)
         if code == 0:
             break

@@ -11,8 +11,8 @@ from sacrebleu.metrics.bleu import BLEU
 import mtl
 from mtl.errors import UserError
 from mtl.evaluation.metrics import METRICS, score_answers
-from mtl.report.resampling import higher_is_better, resampled_scores, sufficient_statistics
-from mtl.report.statistics import resample_examples
+from mtl.evaluation.resampling import higher_is_better, resampled_scores, sufficient_statistics
+from mtl.evaluation.statistics import resample_examples
 
 SCORED = [metric for metric in METRICS if metric != "none"]
 WORDS = [

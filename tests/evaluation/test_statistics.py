@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, permutation_test, rankdata
 
-from mtl.report.resampling import SufficientStatistics, resampled_scores, sufficient_statistics
-from mtl.report.statistics import (
+from mtl.evaluation.resampling import SufficientStatistics, resampled_scores, sufficient_statistics
+from mtl.evaluation.statistics import (
     NUM_RESAMPLES,
     holm,
     mean_over_seeds,
