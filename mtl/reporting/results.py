@@ -126,7 +126,7 @@ def read_results(path: Path) -> Results:
         **results.pick({"strategy": "an object", "seed": "an integer", "model": "a text"}),
         tasks={name: _read_task(tasks.object(name)) for name in tasks.content},
         cost=Cost(**results.object("cost").pick(COST_KINDS)),
-        stages=results.pick({"stages": "a list"})["stages"] if "stages" in results.content else (),
+        stages=tuple(results.pick({"stages": "a list"})["stages"]) if "stages" in results.content else (),
     )
 
 
