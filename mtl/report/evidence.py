@@ -154,5 +154,6 @@ def _statistics(metric: str, predictions: Sequence[Prediction]) -> SufficientSta
 def _digest(predictions: Iterable[Prediction]) -> str:
     digest = hashlib.sha256()
     for item in predictions:
-        digest.update(repr((item.prompt, item.reference)).encode("utf-8", "surrogatepass"))
+        lengths = f"{len(item.prompt)} {len(item.reference)} "  # which tell where one text ends
+        digest.update((lengths + item.prompt + item.reference).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
