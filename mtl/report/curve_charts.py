@@ -35,6 +35,7 @@ MAX_LEVER_ROWS = 6
 MAX_CONFLICTS = 2
 MAX_NUMBERS = 12  # tasks; the cells of more have no room for a number
 SMOOTHED_PARTS = 20
+GREY_ON_DARK = "#b4bec8"
 STILL = 1e-6  # a lever that moves less, relative to its size, stands still
 LEVERS = {
     "probabilities": "p",
@@ -207,5 +208,7 @@ def _mark_cells(panel: Axes, conflict: Conflict, limit: float) -> None:
     for (row, column), mean in np.ndenumerate(means):
         if np.isfinite(mean):
             number = f"{mean:z.2f}".replace("0.", ".", 1).replace("-", "\N{MINUS SIGN}")
-            colour = GREY if open_KK[row, column] else "white" if abs(mean) > 0.6 * limit else INK
+            on_dark = abs(mean) > 0.6 * limit
+            shades = (GREY_ON_DARK, "white") if on_dark else (GREY, INK)
+            colour = shades[0 if open_KK[row, column] else 1]
             panel.text(column + 0.5, row + 0.5, number, ha="center", va="center", fontsize=6.5, color=colour)
