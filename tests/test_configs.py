@@ -32,7 +32,7 @@ TWO_STAGES = {
     "intermediate_then_target": ["intermediate", "target"],
 }
 TRAINED = ("optimizer", "scheduler", "stages", "strategy", "experiment")
-SWEEPS = ("tuned_static",)  # they train in tests/test_sweep.py
+SWEEPS = ("compare", "single_task", "tuned_static")  # jobs of a sweep: tests/test_sweep.py
 TASKS = ("tasks=[quartz,inflect]", "tasks.quartz.max_train_examples=12", "tasks.inflect.max_train_examples=12")
 SHORT = (
     "tasks.inflect.max_new_tokens=2",
