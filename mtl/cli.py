@@ -14,6 +14,8 @@ usage: mtl <verb> [arguments]
 verbs:
   train        train a run, or with -m a sweep over strategies      mtl train --help
   report       compare finished runs, in the terminal and on a page mtl report --help
+  merge        put branches of one training together, by weights    mtl merge --help
+               that validation data choose
   strategies   the options of every lever, with their parameters    mtl strategies --help
 
   -h, --help     this text
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(__version__)
         return 0
-    texts = {"train": usage.TRAIN, "report": usage.REPORT, "strategies": usage.STRATEGIES}
+    texts = {"train": usage.TRAIN, "report": usage.REPORT, "merge": usage.MERGE, "strategies": usage.STRATEGIES}
     if verb not in texts:
         print(f"mtl: error: unknown verb {verb!r}. There are: {', '.join(texts)}. See mtl --help.", file=sys.stderr)
         return 2
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if verb == "report":
         from mtl.report.command import main as run
+    elif verb == "merge":
+        from mtl.merging.command import main as run
     elif verb == "strategies":
         from mtl.strategies import main as run
     else:

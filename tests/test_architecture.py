@@ -34,7 +34,7 @@ ORDER = [
     ("job",),
     ("composition",),
     ("sweep_folder",),
-    ("start", "report"),
+    ("start", "report", "merging"),
     ("sweep",),
     ("train", "strategies"),
     ("cli",),
