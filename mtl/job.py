@@ -200,5 +200,5 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None
     write_results(run.output_dir / "results.json", results)
     run.log.results(results, test)
     chance = {item.task.name: trivial_score(item, "test", run.options.max_test_examples) for item in run.data}
-    print_summary(run.log.console.console, results, chance, settings.output_dir)
+    print_summary(run.log.console.console, results, chance, run.output_dir, shown=settings.output_dir)
     run.distributed.barrier()

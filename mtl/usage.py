@@ -67,7 +67,7 @@ training goes on from it with resume_from=FOLDER.
   --select OBJECTIVE      mean_loss_ratio, worst_loss_ratio, mean_score, worst_score, mean_change or worst_change; the
                           first run's select_by by default
   --reference RUNS        folder of the single-task runs that changes are relative to
-  --max-evaluations N     how many mixtures are validated at most; 32 by default
+  --max-evaluations N     how many mixtures are validated at most; 12 for each run by default
   --debug                 show tracebacks of mistakes, too
   -h, --help              this text
 

@@ -52,15 +52,20 @@ class Candidates:
         self.points = points
         self.max_evaluations = max_evaluations
         self.num_evaluations = 0
-        self.own_T = [private_names(run, task) for task in range(len(run.data))]
-        own = {name for names in self.own_T for name in names}
-        self.shared = [name for name in run.layout.named_parameters() if name not in own]
+        values = list(points.values())
+        same = {name for name in values[0] if all(bool((values[0][name] == of[name]).all()) for of in values)}
+        put(run, {name: values[0][name] for name in same})
+        own_T = [private_names(run, task) for task in range(len(run.data))]
+        # What is the same in all points, as where a branch has frozen it, needs no weights.
+        self.own_T = [[name for name in names if name not in same] for names in own_T]
+        private = {name for names in own_T for name in names}
+        self.shared = [name for name in run.layout.named_parameters() if name not in same and name not in private]
         self._known: dict[tuple[int, Weights, Weights], TaskEvaluation] = {}
         self._file = JsonLines(run.output_dir / "candidates.jsonl")
 
     @property
     def has_private(self) -> bool:
-        """Whether there are parameters of one task."""
+        """Whether parameters of single tasks differ between the points."""
         return any(self.own_T)
 
     def put(self, mixture: Mixture) -> None:
@@ -111,7 +116,11 @@ class Candidates:
         """The mixture as JSON: ``weights``, and ``private`` by task where these have parameters of their own."""
         names = self.run.names
         shared = {"weights": self.weights_by_name(mixture.shared)} if mixture.shared else {}
-        own = {names[task]: self.weights_by_name(weights) for task, weights in enumerate(mixture.private_T)}
+        own = {
+            names[task]: self.weights_by_name(weights)
+            for task, weights in enumerate(mixture.private_T)
+            if self.own_T[task]
+        }
         return {**shared, **({"private": own} if own else {})}
 
     def _evaluate(self, tasks: Sequence[int]) -> list[TaskEvaluation]:

@@ -12,8 +12,6 @@ from mtl import ranks, usage
 from mtl.errors import Stopped, UserError
 from mtl.evaluation.objectives import OBJECTIVES
 
-MAX_EVALUATIONS = 32
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs ``mtl merge`` and returns the exit code: 0, 2 for a user's mistake, 128 + a signal."""
@@ -24,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("--output", "--start", "--reference"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--select")
-    parser.add_argument("--max-evaluations", type=int, default=MAX_EVALUATIONS)
+    parser.add_argument("--max-evaluations", type=int)
     parser.add_argument("--debug", action="store_true")
     debug = "--debug" in argv
     try:

@@ -49,6 +49,8 @@ from mtl.settings import Settings
 from mtl.training import save
 from mtl.trouble import explained_memory
 
+EVALUATIONS_OF_A_POINT = 12  # the greedy search takes 5, twice where tasks have parameters of their own
+
 
 @dataclass(frozen=True)
 class Request:
@@ -60,7 +62,7 @@ class Request:
         start: The run that they all began with.
         select: The objective; that of the first run if not given.
         reference: Folder of single-task runs, for objectives that compare with them.
-        max_evaluations: How many mixtures to validate.
+        max_evaluations: How many mixtures to validate; 12 for each run to merge if not given.
     """
 
     runs: Sequence[Path]
@@ -68,7 +70,7 @@ class Request:
     start: Path | None
     select: str | None
     reference: Path | None
-    max_evaluations: int
+    max_evaluations: int | None
 
 
 def merge(request: Request) -> Path:
@@ -88,13 +90,13 @@ def merge(request: Request) -> Path:
     check_alike(points)
     if start:
         check_start(start, branches)
-    if request.max_evaluations < len(points):
+    if request.max_evaluations is not None and request.max_evaluations < len(points):
         raise UserError(
             f"--max-evaluations={request.max_evaluations}: must be at least {len(points)}, one for each run to merge."
         )
     settings = merged_settings(request, branches)
     with appearing(request.output) as folder:
-        merge_into(replace(settings, output_dir=folder, resume_from=None), request, branches, start)
+        merge_into(settings, folder, request, branches, start)
     return request.output
 
 
@@ -137,13 +139,16 @@ def appearing(output: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def merge_into(settings: Settings, request: Request, branches: Sequence[Branch], start: Branch | None) -> None:
+def merge_into(
+    settings: Settings, folder: Path, request: Request, branches: Sequence[Branch], start: Branch | None
+) -> None:
     """Does the work in a folder of its own."""
     accelerator = make_accelerator(settings)
     stop = StopSignal()
     try:
         with stop.listening():
-            prepared = prepare(settings, Distributed(accelerator), stop)
+            hidden = replace(settings, output_dir=folder, resume_from=None)
+            prepared = prepare(hidden, Distributed(accelerator), stop)
             run = prepared.run
             assert run.log is not None
             try:
@@ -167,7 +172,10 @@ def choose_and_finish(
         check_fits(branch, run.identity)
     begin_with_base(run, evaluate_base_model(prepared, settings, "val"))
     add_costs(run, branches, start)
-    candidates = Candidates(run, {branch.name: branch.parameters for branch in points}, request.max_evaluations)
+    max_evaluations = request.max_evaluations or EVALUATIONS_OF_A_POINT * len(points)
+    candidates = Candidates(run, {branch.name: branch.parameters for branch in points}, max_evaluations)
+    if not candidates.shared and not candidates.has_private:
+        raise UserError("RUNS: all have the very same parameters, so there is nothing to merge.")
     search = Search(
         num_points=len(points),
         num_branches=len(branches),

@@ -99,10 +99,10 @@ class Search:
             self._points()
             if self.best is None:
                 return
+            if self.has_shared:
+                self._greedy()
             if self.has_private:
-                for point in range(self.num_points):
-                    self._try_private([corner(point, self.num_points)] * self.num_tasks)
-            self._greedy()
+                self._greedy_private()
             for share in FINER:
                 while self._finer(share):
                     pass
@@ -122,21 +122,27 @@ class Search:
         self._try(self.pure(mean_of(range(self.num_branches), self.num_points)))
 
     def _greedy(self) -> None:
-        """ForkMerge's search; each task's own parameters go by the order of the points for that task."""
+        """ForkMerge's search: from the best point on, as much of each next one as helps."""
         rank = _descending(self.values_P)
+        mixture, value = self.pure(corner(rank[0], self.num_points)), self.values_P[rank[0]]
+        for place in range(1, self.num_points):
+            start = mixture
+            for alpha in ALPHAS:
+                tried = moved(start, rank[place], alpha / (place + alpha))
+                _, tried_value = self._try(tried)
+                if tried_value > value:
+                    mixture, value = tried, tried_value
+
+    def _greedy_private(self) -> None:
+        """The same for each task's own parameters, under the best shared ones; in each task's own order of points."""
+        for point in range(self.num_points):
+            self._try_private([corner(point, self.num_points)] * self.num_tasks)
         rank_T = [_descending(values) for values in self.values_TP]
         for place in range(1, self.num_points):
-            shares = [alpha / (place + alpha) for alpha in ALPHAS]
-            if self.has_shared:
-                start = self._best()
-                for share in shares:
-                    self._try(moved(start, rank[place], share))
-            if self.has_private:
-                start = self._best()
-                for share in shares:
-                    self._try_private(
-                        [towards(own, rank_T[task][place], share) for task, own in enumerate(start.private_T)]
-                    )
+            start_T = self._best().private_T
+            for alpha in ALPHAS:
+                share = alpha / (place + alpha)
+                self._try_private([towards(own, rank_T[task][place], share) for task, own in enumerate(start_T)])
 
     def _finer(self, share: Fraction) -> bool:
         """Moves towards each point; says whether any has helped."""

@@ -1,9 +1,16 @@
 """A tiny run of three tasks, and branches that go on from it with different emphasis."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import mtl
+from mtl.checkpoint import newest_checkpoint, save_checkpoint
 from mtl.cli import main
 
 WORDS = ["red", "green", "blue", "up", "down"]
@@ -31,11 +38,14 @@ def train(tmp_path_factory, tiny_folder):
         *("warmup_ratio=0", "scheduler=constant", "stages.joint.max_steps=6"),
     ]
 
-    def run(name, *overrides, multirun=False):
+    def run(name, *overrides, sweep=False):
         folder = root / name
-        if not folder.exists():
-            place = ["-m", f"sweep.dir={folder}"] if multirun else [f"output_dir={folder}"]
-            assert main(["train", *arguments, *place, *overrides]) == 0
+        if sweep:  # in a process of its own: Hydra leaves the files of its logs open
+            command = ["train", "-m", *arguments, f"sweep.dir={folder}", *overrides]
+            environment = {**os.environ, "PYTHONPATH": str(Path(mtl.__file__).parents[1])}
+            subprocess.run([sys.executable, "-m", "mtl.cli", *command], env=environment, check=True)
+        elif not folder.exists():
+            assert main(["train", *arguments, f"output_dir={folder}", *overrides]) == 0
         return folder
 
     return run
@@ -48,17 +58,37 @@ def first(train):
 
 
 @pytest.fixture(scope="session")
-def branches(train, first):
-    """Two of them, for one task each."""
-    return [
-        train(f"for_{task}", f"resume_from={first}", *FORK, f"stages.weak_replay.tasks=[{task}]")
-        for task in ("small", "large")
-    ]
+def sweep(train, first):
+    """Two branches, for one task each."""
+    tasks = "stages.weak_replay.tasks=[small],[large]"
+    return train("branches", f"resume_from={first}", *FORK, tasks, sweep=True)
+
+
+@pytest.fixture(scope="session")
+def branches(sweep):
+    """Their folders."""
+    return sorted((file.parent for file in sweep.glob("*/results.json")), reverse=True)  # small before large
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A copy of a run with another end: ``changed(folder, name, change)``, which edits the state in place."""
+
+    def copy(folder, name, change):
+        target = tmp_path / name
+        shutil.copytree(folder, target)
+        end, _ = newest_checkpoint(target)
+        change(end.state)
+        options = {"environment": end.environment, "value": None, "keep_last": 1, "keep_best": 0}
+        save_checkpoint(target / "checkpoints", end.step, end.state, **options)
+        return target
+
+    return copy
 
 
 @pytest.fixture
 def merged(tmp_path):
-    """Merges: ``merged(*arguments)`` gives the folder, or with ``code`` nothing but checks the exit code."""
+    """Merges: ``merged(*arguments)`` gives the folder, whether it is there or not; checks the exit code."""
 
     def run(*arguments, output="merged", code=0):
         assert main(["merge", *map(str, arguments), "--output", str(tmp_path / output)]) == code
