@@ -35,15 +35,25 @@ def run_job(settings: Settings) -> Path:
         Stopped: The run was asked to stop.
     """
     accelerator = make_accelerator(settings)
-    if settings.options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
-        torch.use_deterministic_algorithms(True)
     try:
-        return _run_job(settings, Distributed(accelerator))
+        with deterministic(settings):
+            return _run_job(settings, Distributed(accelerator))
     finally:
-        if settings.options.deterministic:
-            torch.use_deterministic_algorithms(False)
         accelerator.end_training()  # without it gloo may abort at exit, after all work is done
+
+
+@contextmanager
+def deterministic(settings: Settings) -> Iterator[None]:
+    """Lets torch take only algorithms that give the same bits again, if the run asks for it."""
+    if not settings.options.deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def make_accelerator(settings: Settings) -> Accelerator:

@@ -28,7 +28,7 @@ from mtl.composition import composed, settings_of
 from mtl.distributed import Distributed
 from mtl.errors import UserError
 from mtl.interrupt import StopSignal
-from mtl.job import begin_with_base, evaluate_base_model, explained_disk, finish, make_accelerator
+from mtl.job import begin_with_base, deterministic, evaluate_base_model, finish, make_accelerator
 from mtl.merging.branches import (
     Branch,
     add_costs,
@@ -126,15 +126,17 @@ def appearing(output: Path) -> Iterator[Path]:
     What a kill leaves of an earlier try is hidden beside it, and deleted too.
     """
     hidden = output.parent / f".{output.name}.merging"
+    shutil.rmtree(hidden, ignore_errors=True)
     try:
-        shutil.rmtree(hidden, ignore_errors=True)
         (hidden / output.name).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--output={output}: can't be written to: {error.strerror}. Choose another folder.") from error
-    try:
         yield hidden / output.name
         (hidden / output.name).rename(output)
         sync(output.parent)
+    except OSError as error:
+        raise UserError(
+            f"--output={output}: {error.filename or hidden}: {error.strerror or error}. Nothing was written; put it "
+            "right or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -146,13 +148,13 @@ def merge_into(
     accelerator = make_accelerator(settings)
     stop = StopSignal()
     try:
-        with stop.listening():
+        with deterministic(settings), stop.listening():
             hidden = replace(settings, output_dir=folder, resume_from=None)
             prepared = prepare(hidden, Distributed(accelerator), stop)
             run = prepared.run
             assert run.log is not None
             try:
-                with explained_memory(run.options), explained_disk(run.output_dir):
+                with explained_memory(run.options):
                     choose_and_finish(prepared, settings, request, branches, start)
             except BaseException:
                 run.log.close(succeeded=False)

@@ -56,6 +56,12 @@ def test_an_output_that_is_there_stays(branches, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+def test_an_output_that_cannot_be(branches, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["merge", *map(str, branches), "--output", str(tmp_path / "file" / "merged")]) == 2
+    assert "Not a directory. Nothing was written" in capsys.readouterr().err
+
+
 def test_runs_that_have_not_finished(refused, branches, changed):
     unfinished = changed(branches[0], "unfinished", lambda state: None)
     (unfinished / "results.json").unlink()
