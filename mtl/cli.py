@@ -14,6 +14,7 @@ usage: mtl <verb> [arguments]
 verbs:
   train        train a run, or with -m a sweep over strategies      mtl train --help
   report       compare finished runs, in the terminal and on a page mtl report --help
+  merge        branches of one training put together, validated    mtl merge --help
   export       adapters or merged weights, to use without mtl       mtl export --help
   eval         evaluate what is deployed of a run, or an export     mtl eval --help
   predict      a task's answers to the rows of a file               mtl predict --help
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = {
         "train": usage.TRAIN,
         "report": usage.REPORT,
+        "merge": usage.MERGE,
         "export": usage.EXPORT,
         "eval": usage.EVAL,
         "predict": usage.PREDICT,
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if verb == "report":
         from mtl.report.command import main as run
+    elif verb == "merge":
+        from mtl.merging.command import main as run
     elif verb == "export":
         from mtl.handover.command import export as run
     elif verb == "eval":

@@ -35,15 +35,25 @@ def run_job(settings: Settings) -> Path:
         Stopped: The run was asked to stop.
     """
     accelerator = make_accelerator(settings)
-    if settings.options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
-        torch.use_deterministic_algorithms(True)
     try:
-        return _run_job(settings, Distributed(accelerator))
+        with deterministic(settings):
+            return _run_job(settings, Distributed(accelerator))
     finally:
-        if settings.options.deterministic:
-            torch.use_deterministic_algorithms(False)
         accelerator.end_training()  # without it gloo may abort at exit, after all work is done
+
+
+@contextmanager
+def deterministic(settings: Settings) -> Iterator[None]:
+    """Lets torch take only algorithms that give the same bits again, if the run asks for it."""
+    if not settings.options.deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def make_accelerator(settings: Settings) -> Accelerator:
@@ -117,37 +127,46 @@ def explained_disk(output_dir: Path) -> Iterator[None]:
 def evaluate_before(prepared: Prepared, settings: Settings) -> list[TaskEvaluation]:
     """The base model on validation data, from which ratios are taken, and on test data, for the results."""
     run = prepared.run
-    evaluations = {}
     if run.log:
         run.log.say("Evaluating the model before training, once for these data and settings ...")
-    for split, limit in (("val", run.options.max_eval_examples), ("test", run.options.max_test_examples)):
-        with run.work(f"before training: {split}") as progress:
-            evaluations[split] = evaluate_base(
-                run.model,
-                run.tokenizer,
-                run.activate,
-                run.data,
-                split=split,
-                max_examples=limit,
-                predict=split == "test" or run.options.eval_scores,
-                distributed=run.distributed,
-                token_budget=run.options.eval_micro_batch_tokens,
-                cache_dir=settings.cache_dir,
-                model_fingerprint=prepared.model_fingerprint,
-                dtype=f"{next(iter(run.model.parameters())).dtype} {run.distributed.accelerator.mixed_precision}",
-                progress=progress,
-            )
+    val, test = (evaluate_base_model(prepared, settings, split) for split in ("val", "test"))
     if prepared.checkpoint is None:
-        run.state.base_validation_T = summaries(evaluations["val"])
-        run.keep_validation(evaluations["val"])
-        if run.log:
-            run.log.evaluation(run.state, "before training", run.names, evaluations["val"])
+        begin_with_base(run, val)
         if prepared.origin is not None:
             start_from(run, prepared.origin)
             validation = run.validate()
             if run.log:
                 run.log.evaluation(run.state, f"after {run.state.history[-1]['stage']}", run.names, validation)
-    return evaluations["test"]
+    return test
+
+
+def evaluate_base_model(prepared: Prepared, settings: Settings, split: str) -> list[TaskEvaluation]:
+    """The model before training on ``"val"`` or ``"test"``, from the cache if it is there."""
+    run, options = prepared.run, prepared.run.options
+    with run.work(f"before training: {split}") as progress:
+        return evaluate_base(
+            run.model,
+            run.tokenizer,
+            run.activate,
+            run.data,
+            split=split,
+            max_examples=options.max_eval_examples if split == "val" else options.max_test_examples,
+            predict=split == "test" or options.eval_scores,
+            distributed=run.distributed,
+            token_budget=options.eval_micro_batch_tokens,
+            cache_dir=settings.cache_dir,
+            model_fingerprint=prepared.model_fingerprint,
+            dtype=f"{next(iter(run.model.parameters())).dtype} {run.distributed.accelerator.mixed_precision}",
+            progress=progress,
+        )
+
+
+def begin_with_base(run: Run, validation: Sequence[TaskEvaluation]) -> None:
+    """Takes the base model's validation as the run's first."""
+    run.state.base_validation_T = summaries(validation)
+    run.keep_validation(validation)
+    if run.log:
+        run.log.evaluation(run.state, "before training", run.names, validation)
 
 
 def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None:
@@ -195,5 +214,5 @@ def finish(run: Run, settings: Settings, base: Sequence[TaskEvaluation]) -> None
     write_results(run.output_dir / "results.json", results)
     run.log.results(results, test)
     chance = {item.task.name: trivial_score(item, "test", run.options.max_test_examples) for item in run.data}
-    print_summary(run.log.console.console, results, chance, run.output_dir)
+    print_summary(run.log.console.console, results, chance, run.output_dir, shown=settings.output_dir)
     run.distributed.barrier()

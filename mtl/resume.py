@@ -91,18 +91,7 @@ def find_origin(settings: Settings, identity: Mapping[str, Any]) -> Checkpoint:
         UserError: There is none, it is of other tasks, another model or layout, or it has had all stages already.
     """
     place = f"resume_from={settings.resume_from}"
-    path = Path(settings.resume_from or "").expanduser()
-    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
-        origin: Checkpoint | None = read_checkpoint(path)
-    else:
-        origin, _ = newest_checkpoint(path)
-    if origin is None:
-        raise UserError(f"{place}: no checkpoint there that verifies. Give the folder of a finished run.")
-    if origin.state["parts"] is not None:
-        raise UserError(
-            f"{place}: is in the middle of a stage. Finish it first (resume_from_checkpoint=auto), or give one of its "
-            "checkpoints/step-* at the end of a stage."
-        )
+    origin = end_of(Path(settings.resume_from or "").expanduser(), place)
     saved = origin.state["identity"]
     if list(saved["tasks"]) != list(identity["tasks"]):
         raise UserError(
@@ -115,6 +104,30 @@ def find_origin(settings: Settings, identity: Mapping[str, Any]) -> Checkpoint:
             raise UserError(f"{place}: has other {key} than this run: {changed[0]}. Give {remedy}.")
     first_new_stage(settings.stages, origin.state["run"]["history"])
     return origin
+
+
+def end_of(path: Path, place: str) -> Checkpoint:
+    """The newest checkpoint of a run folder, or the one that ``path`` is, if it was taken at the end of a stage.
+
+    Args:
+        path: A run folder or one of its checkpoints.
+        place: The option that names it, for messages.
+
+    Raises:
+        UserError: There is none that verifies, or it is in the middle of a stage.
+    """
+    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
+        end: Checkpoint | None = read_checkpoint(path)
+    else:
+        end, _ = newest_checkpoint(path)
+    if end is None:
+        raise UserError(f"{place}: no checkpoint there that verifies. Give the folder of a finished run.")
+    if end.state["parts"] is not None:
+        raise UserError(
+            f"{place}: is in the middle of a stage. Finish it first (resume_from_checkpoint=auto), or give one of its "
+            "checkpoints/step-* at the end of a stage."
+        )
+    return end
 
 
 def first_new_stage(stages: Sequence[Stage], history: Sequence[Mapping[str, Any]]) -> int:

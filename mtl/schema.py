@@ -27,6 +27,7 @@ class RunConfig:
     resume_from: str | None = MISSING
     resume_from_checkpoint: str | None = MISSING
     reference: str | None = MISSING
+    merged_from: list[str] = MISSING
     num_epochs: float = MISSING
     max_steps: int | None = MISSING
     batch_size: int = MISSING

@@ -76,6 +76,11 @@ def run_or_sweep(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         print(OmegaConf.to_yaml(config), end="")
         return 0
+    if config.merged_from:
+        raise UserError(
+            f"merged_from={','.join(config.merged_from)}: this is the config of mtl merge, which no training repeats. "
+            "Train on with resume_from=<its folder> and the config of one of the runs."
+        )
     folder = Path("outputs") / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
     with nullcontext(folder) if config.output_dir else new_folder(folder) as own_folder:
         return run(settings_of(config, own_folder), config.output_dir, debug=arguments.debug).code

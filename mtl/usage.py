@@ -53,6 +53,30 @@ a blind comparison by people, of the answers of two strategies or runs:
   mtl report --judgements FILES... --key blind_key.json     who has won, and whether the judges agree
 """
 
+MERGE = """usage: mtl merge RUNS... --output FOLDER [--start RUN] [options]
+
+Merges finished runs that began alike and were trained with different emphasis (ForkMerge): their trainable parameters
+are mixed by weights that validation data choose, each task's own parameters by weights of their own. By the objective
+the result is never worse on validation data than the best of the runs. It is a run's folder: mtl report shows it, and
+training goes on from it with resume_from=FOLDER.
+
+  RUNS                    folders of the branches, or of a sweep: of one model, one list of tasks, one adapter layout
+  --output FOLDER         where the result goes; must not be there yet
+  --start RUN             the run that they all began with (resume_from): the mixture may also keep a part of it, and
+                          what it has cost counts once
+  --select OBJECTIVE      mean_loss_ratio, worst_loss_ratio, mean_score, worst_score, mean_change or worst_change; the
+                          first run's select_by by default
+  --reference RUNS        folder of the single-task runs that changes are relative to
+  --max-evaluations N     how many mixtures are validated at most; 12 for each run by default
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+
+example:
+  mtl train stages=joint output_dir=out/first
+  mtl train -m resume_from=out/first stages=weak_replay stages.weak_replay.num_weakest=1,3 sweep.dir=out/branches
+  mtl merge out/branches --start out/first --output out/merged
+"""
+
 STRATEGIES = """usage: mtl strategies [lever or lever=option ...]
 
 Lists the options of every lever (sampler, weighter, surgery, adapters) with their parameters and defaults. With a

@@ -34,7 +34,7 @@ ORDER = [
     ("job",),
     ("composition",),
     ("sweep_folder",),
-    ("start", "report", "handover"),
+    ("start", "report", "handover", "merging"),
     ("sweep",),
     ("train", "strategies"),
     ("cli",),

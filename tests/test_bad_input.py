@@ -312,7 +312,7 @@ def test_class_of_the_users_own_that_refuses(refuse, monkeypatch, tmp_path, opti
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trian"], "unknown verb 'trian'. There are: train, report, export, eval, predict, chat, strategies"),
+        (["trian"], "unknown verb 'trian'. There are: train, report, merge, export, eval, predict, chat, strategies"),
         (["train", "--turbo"], "Unknown option --turbo. See mtl train --help."),
         (["train", "-x"], "Unknown option -x. See mtl train --help."),
         (["train", "--config-dir"], "--config-dir: expected one argument. See mtl train --help."),

@@ -98,9 +98,9 @@ def _read(path: Path) -> TaskEvaluation | None:
         fields = stored["evaluation"]
         if stored["sha256"] != _digest(fields):
             return None
+        return TaskEvaluation(**{**fields, "predictions": [Prediction(**row) for row in fields["predictions"]]})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return TaskEvaluation(**{**fields, "predictions": [Prediction(**row) for row in fields["predictions"]]})
 
 
 def _write(path: Path, key: dict[str, Any], evaluation: TaskEvaluation) -> None:

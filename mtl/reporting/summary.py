@@ -17,26 +17,33 @@ WIDE = 100  # columns, from which on a metric's name keeps to one line
 NO_NUMBER = "-"
 
 
-def print_summary(console: Console, results: Results, chance: Mapping[str, float | None], output_dir: Path) -> None:
+def print_summary(
+    console: Console,
+    results: Results,
+    chance: Mapping[str, float | None],
+    output_dir: Path,
+    shown: Path | None = None,
+) -> None:
     """Prints the table of tasks and the lines below it; of more than 32 tasks those that have gained least.
 
     Args:
         results: Test scores and losses, before (``base``) and after (``test``).
         chance: What knowing nothing scores on each task: always the commonest answer, or a guess among the options.
         output_dir: The run's folder, with what it holds by now.
+        shown: Where it will be, if that is another place.
     """
-    shown = _shown(results.tasks)
-    console.print(_table(shown, chance, narrow=console.width < WIDE))
-    if len(shown) < len(results.tasks):
+    tasks = _shown(results.tasks)
+    console.print(_table(tasks, chance, narrow=console.width < WIDE))
+    if len(tasks) < len(results.tasks):
         console.print(
-            f"the {len(shown)} of {len(results.tasks):,} tasks with the highest loss after / before; results.json has "
+            f"the {len(tasks)} of {len(results.tasks):,} tasks with the highest loss after / before; results.json has "
             "all",
             style="dim",
         )
     console.print("test data; chance: always the commonest answer, or a guess among the options", style="dim")
     console.print(_verdict(results))
     console.print("\nWhere to look next")
-    for label, place in _places(results, output_dir):
+    for label, place in _places(results, output_dir, shown or output_dir):
         console.print(f"  {label:<12}{place}", soft_wrap=True)
 
 
@@ -90,18 +97,17 @@ def _verdict(results: Results) -> str:
     return f"{lower}, score higher on {_num_ascending(scores)} of {len(scores)}" if scores else lower
 
 
-def _places(results: Results, output_dir: Path) -> list[tuple[str, str]]:
+def _places(results: Results, output_dir: Path, shown: Path) -> list[tuple[str, str]]:
     places = [
-        ("results", str(output_dir / "results.json")),
-        ("predictions", str(output_dir / "predictions")),
-        ("charts", f"tensorboard --logdir {shlex.quote(str(output_dir / 'tensorboard'))}"),
+        ("results", str(shown / "results.json")),
+        ("predictions", str(shown / "predictions")),
+        ("charts", f"tensorboard --logdir {shlex.quote(str(shown / 'tensorboard'))}"),
     ]
     if (output_dir / "model").is_dir():
-        places.append(("model", f"AutoModelForCausalLM.from_pretrained({str(output_dir / 'model')!r})"))
+        places.append(("model", f"AutoModelForCausalLM.from_pretrained({str(shown / 'model')!r})"))
     for name in results.tasks:
-        adapter = output_dir / "adapters" / name
-        if adapter.is_dir():
-            places.append(("adapter", f"PeftModel.from_pretrained(base_model, {str(adapter)!r})"))
+        if (output_dir / "adapters" / name).is_dir():
+            places.append(("adapter", f"PeftModel.from_pretrained(base_model, {str(shown / 'adapters' / name)!r})"))
             break  # one shows how; the others lie beside it
     return places
 
