@@ -14,7 +14,7 @@ usage: mtl <verb> [arguments]
 verbs:
   train        train a run, or with -m a sweep over strategies      mtl train --help
   report       compare finished runs, in the terminal and on a page mtl report --help
-  merge        branches of one training put together, validated    mtl merge --help
+  merge        branches of one training put together, validated     mtl merge --help
   export       adapters or merged weights, to use without mtl       mtl export --help
   eval         evaluate what is deployed of a run, or an export     mtl eval --help
   predict      a task's answers to the rows of a file               mtl predict --help
