@@ -16,9 +16,7 @@ from mtl.reporting.results import read_predictions, read_results
 def main(joint: Path, *seconds: Path) -> None:
     """One row a task and second stage."""
     before = read_results(joint / "results.json")
-    print(
-        "| second stage | task | chosen | validation before | after | test before | after | difference | 95 % interval |"
-    )
+    print("| stage | task | chosen | validation before | after | test before | after | difference | 95 % interval |")
     print("|---|---|---|---|---|---|---|---|---|")
     for folder in seconds:
         after = read_results(folder / "results.json")
