@@ -141,6 +141,14 @@ def test_the_same_again_gives_the_same(start_and_branches, merged):
     assert bytes_of(folders[0]) == bytes_of(folders[1])
 
 
+def test_a_merge_can_be_merged_and_a_branch_can_be_called_start(first, branches, merged, read, tmp_path):
+    shutil.copytree(branches[0], tmp_path / "start")
+    once = merged(tmp_path / "start", branches[1], "--start", first, "--max-evaluations", 3, output="once")
+    assert sorted(read(once / "merge.json")["runs"]) == sorted(["start", branches[1].name, str(first)])
+    twice = merged(branches[1], once, "--max-evaluations", 2)
+    assert read_results(twice / "results.json").cost.steps == 12 + 18
+
+
 class Untouchable:
     """A test split that can't be read until the weights are chosen."""
 
