@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from mtl.schema import SUPPLIED, schema
 if TYPE_CHECKING:
     from mtl.settings import Settings
 
+MAX_JOB_NAME = 200  # bytes; file systems have room for 255
 OTHER_CHOICES = {
     "tasks": " For your own data: tasks=none tasks.mine.path=...",
     "hydra/launcher": " For Slurm: pip install 'mtl-sft[slurm]'; for jobs side by side: 'mtl-sft[joblib]'.",
@@ -33,12 +35,23 @@ OTHER_CHOICES = {
 
 
 def job_name(varied: str) -> str:
-    """What a job of a sweep is called, and its folder: ``pcgrad,seed=1`` for ``seed=1,strategy=pcgrad``."""
-    strategy = re.search(r"(^|,)strategy=([\w.-]+)", varied)
-    if not strategy:
-        return varied
-    rest = f"{varied[: strategy.start()]}{varied[strategy.end() :]}".strip(",")
-    return f"{strategy[2]},{rest}" if rest else strategy[2]
+    """What a job of a sweep is called, and its folder: ``pcgrad,seed=1`` for ``seed=1,strategy=pcgrad``.
+
+    The slashes of paths become underscores. Of a name that is too long for a folder the start and the seed are kept,
+    with a hash of the whole.
+    """
+    name = varied.replace("/", "_")
+    strategy = re.search(r"(^|,)strategy=([\w.-]+)", name)
+    if strategy:
+        rest = f"{name[: strategy.start()]}{name[strategy.end() :]}".strip(",")
+        name = f"{strategy[2]},{rest}" if rest else strategy[2]
+    if len(name.encode()) <= MAX_JOB_NAME:
+        return name
+    seed = re.search(r",seed=\d+|^seed=\d+,", name)
+    seedless = name.replace(seed[0], "", 1) if seed else name
+    digest = hashlib.sha256(seedless.encode()).hexdigest()[:8]
+    start = seedless.encode()[: MAX_JOB_NAME - 40].decode(errors="ignore")
+    return ",".join([f"{start}~{digest}", *([seed[0].strip(",")] if seed else [])])
 
 
 def config_dir() -> Path:
@@ -73,6 +86,10 @@ def composed(
         choice = config.hydra.runtime.choices[f"hydra/{group}"]
         if alone and choice != basic:
             raise UserError(f"hydra/{group}={choice}: is for the jobs of a sweep, and this is a single run. Add -m.")
+    over = None if run_config else OmegaConf.select(config, "sweep.over")
+    if alone and over:
+        varied = ", ".join(over)
+        raise UserError(f"sweep.over: would vary {varied} over the jobs of a sweep, and this is a single run. Add -m.")
     return completed(config)
 
 

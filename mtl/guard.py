@@ -17,12 +17,14 @@ Source: the validated interpolation of Jiang et al., "ForkMerge", NeurIPS 2023, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.evaluation.resampling import resampled_scores, sufficient_statistics
@@ -58,36 +60,42 @@ def fall(before: TaskEvaluation, after: TaskEvaluation, *, confidence: float | N
         confidence: Of the lower bound ``surely``, one-sided; ``None``: the drop itself.
         seed: Of the resamples.
     """
-    if before.metric is None:
-        # Per example, loss and target tokens: the mean loss is the ratio of their sums.
-        values_NAK = [
-            np.array([item.losses, item.num_targets_of_examples], dtype=np.float64).T for item in (before, after)
-        ]
-        drop = after.loss / before.loss - 1
-    else:
-        drop = before.scores[before.metric] - after.scores[before.metric]
+    only_loss = before.metric is None
+    drop = after.loss / before.loss - 1 if only_loss else _score(before) - _score(after)
     if confidence is None:
         return Fall(drop, drop)
+    if before.num_examples == 1:  # which tells nothing of others
+        return Fall(drop, -math.inf)
     counts_RN = resample_examples(before.num_examples, np.random.default_rng(seed))
-    if before.metric is None:
-        first_R, second_R = (
-            (sums := counts_RN.astype(np.float64) @ values)[:, 0] / sums[:, 1] for values in values_NAK
-        )
-        drops_R = second_R / first_R - 1
-    else:
-        systems = [
-            sufficient_statistics(
-                before.metric,
-                [row.answer for row in item.predictions],
-                [row.reference for row in item.predictions],
-                [row.score for row in item.predictions],
-            )
-            for item in (before, after)
-        ]
-        scores_RA = resampled_scores(counts_RN, systems)
-        drops_R = scores_RA[:, 0] - scores_RA[:, 1]
-    # One example tells nothing of the others: then NaN, which is above nothing.
+    drops_R = (_loss_rises if only_loss else _score_drops)(counts_RN, before, after)
     return Fall(drop, float(np.quantile(drops_R, 1 - confidence, method="weibull")))
+
+
+def _score(evaluation: TaskEvaluation) -> float:
+    assert evaluation.score is not None
+    return evaluation.score
+
+
+def _score_drops(counts_RN: NDArray[np.int64], before: TaskEvaluation, after: TaskEvaluation) -> NDArray[np.float64]:
+    """The drop of the score in every resample [R]."""
+    assert before.metric is not None
+    statistics = [
+        sufficient_statistics(
+            before.metric,
+            [row.answer for row in item.predictions],
+            [row.reference for row in item.predictions],
+            [row.score for row in item.predictions],
+        )
+        for item in (before, after)
+    ]
+    scores_RA = resampled_scores(counts_RN, statistics)
+    return np.asarray(scores_RA[:, 0] - scores_RA[:, 1])
+
+
+def _loss_rises(counts_RN: NDArray[np.int64], before: TaskEvaluation, after: TaskEvaluation) -> NDArray[np.float64]:
+    """The relative rise of the loss in every resample [R]: both have the same target tokens, which cancel."""
+    before_R, after_R = (counts_RN @ np.asarray(item.losses, dtype=np.float64) for item in (before, after))
+    return np.asarray(after_R / before_R - 1)
 
 
 def falls(

@@ -39,6 +39,7 @@ class TaskFeedback:
         validation: Task index to scores of an evaluation: ``"loss"`` [nats per target token] and ``"score"`` (the
             task's metric in [0, 1], higher is better; missing where only the loss was evaluated). The evaluation
             before training comes as a feedback with no present task.
+        num_targets_M: Target tokens of each present task in the step: what its loss is the mean over.
     """
 
     step: int
@@ -48,6 +49,7 @@ class TaskFeedback:
     losses_after_M: Tensor | None = None
     gramian_MM: Tensor | None = None
     validation: Mapping[int, Mapping[str, float]] | None = None
+    num_targets_M: Sequence[int] | None = None
 
 
 class TaskSampler(Stateful, Protocol):

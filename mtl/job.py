@@ -58,8 +58,12 @@ def deterministic(settings: Settings) -> Iterator[None]:
 
 def make_accelerator(settings: Settings) -> Accelerator:
     """Joins the process group that a launcher has announced, if any."""
-    cuda = torch.cuda.is_available() and not settings.options.use_cpu
-    precision = settings.options.mixed_precision
+    return accelerator_of(settings.options.mixed_precision, use_cpu=settings.options.use_cpu)
+
+
+def accelerator_of(precision: str, *, use_cpu: bool) -> Accelerator:
+    """The same from the two options that it takes, ``mixed_precision`` and ``use_cpu``."""
+    cuda = torch.cuda.is_available() and not use_cpu
     if precision == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" is also what a plain launch says
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() and launched == "no" else launched

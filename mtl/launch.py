@@ -45,7 +45,9 @@ class JobFailed(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        return f"A job failed with exit code {self.code}. What the jobs printed is in {self.args[1]}/.submitit."
+        printed = Path(self.args[1], ".submitit")  # under Slurm; others print to the terminal
+        where = f" What the jobs printed is in {printed}." if printed.is_dir() else ""
+        return f"A job failed with exit code {self.code}.{where}"
 
 
 @dataclass(frozen=True)

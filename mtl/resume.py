@@ -213,7 +213,7 @@ def environment_of(options: Options, distributed: Distributed, dtype: torch.dtyp
 
 def environment_warnings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A warning, if the run goes on where its numbers will agree to rounding only."""
-    changed = differences(saved, now)
+    changed = differences(*(dict(sorted(environment.items())) for environment in (saved, now)))
     if not changed:
         return []
     return [f"resuming where {'; '.join(changed)}: the numbers go on alike to rounding, not bit for bit"]

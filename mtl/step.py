@@ -21,6 +21,7 @@ from mtl.gradients import TaskGradients, attach
 from mtl.interfaces import LossWeighter, TaskFeedback
 from mtl.run import Run, StageParts
 from mtl.surgery import GramianSurgery, Mean
+from mtl.surgery.gramian import combination
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,7 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
     gradients = run.backward(batch, spread(scale_M, parts, tasks, len(run.data)), step=run.state.step, apart=not mixed)
 
     gramian_MM = None if mixed else run.backward.gramian(gradients.shared_RN)
-    feedback = TaskFeedback(
-        step=run.state.step,
-        tasks=tasks,
-        counts_M=[int(batch.counts_T[parts.tasks[task]]) for task in tasks],
-        losses_M=gradients.losses_M,
-        gramian_MM=gramian_MM,
-    )
+    feedback = feedback_of(run, parts, batch, tasks, gradients.losses_M, gramian_MM)
     coefficients_M = None
     # Surgery and weighter never see a NaN: their state would keep it.
     finite = bool(gradients.losses_M.isfinite().all()) and (gramian_MM is None or bool(gramian_MM.isfinite().all()))
@@ -110,10 +105,25 @@ def training_step(run: Run, parts: StageParts) -> StepOutcome:
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         num_tokens=batch.num_tokens,
-        num_targets_M=[int(batch.num_targets_T[parts.tasks[task]]) for task in tasks],
+        num_targets_M=feedback.num_targets_M or [],
         rows=rows,
         signals=signals,
         conflict=conflict,
+    )
+
+
+def feedback_of(
+    run: Run, parts: StageParts, batch: Batch, tasks: Sequence[int], losses_M: Tensor, gramian_MM: Tensor | None
+) -> TaskFeedback:
+    """What strategies see of a step."""
+    present = [parts.tasks[task] for task in tasks]
+    return TaskFeedback(
+        step=run.state.step,
+        tasks=tasks,
+        counts_M=batch.counts_T[present].tolist(),
+        losses_M=losses_M,
+        gramian_MM=gramian_MM,
+        num_targets_M=batch.num_targets_T[present].tolist(),
     )
 
 
@@ -170,7 +180,7 @@ def combine_rows(
     coefficients_M = None
     if isinstance(parts.surgery, GramianSurgery):
         coefficients_M = parts.surgery.coefficients(row_scale_M[:, None] * gramian_MM * row_scale_M, tasks)
-        combined_N = (coefficients_M * row_scale_M).to(gradients.shared_RN) @ gradients.shared_RN
+        combined_N = combination(coefficients_M * row_scale_M, gradients.shared_RN)
     else:
         combined_N = parts.surgery(gradients.shared_RN.mul_(row_scale_M.to(gradients.shared_RN)[:, None]), tasks)
     gradients.shared_RN = combined_N[None]

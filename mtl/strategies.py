@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             return 2
     if not asked:
         print("\n\n".join(overview(lever, options) for lever in LEVERS))
-        print("\nmtl strategies <lever> or <lever>=<option>: parameters and what they mean, such as surgery=cagrad")
+        print("\nmtl strategies <lever>=<option>: what the parameters mean, and the formula, such as surgery=cagrad")
         return 0
     chosen = [option for option in options if {option.lever, f"{option.lever}={option.name}"} & set(asked)]
     print("\n\n".join(described(option, whole=len(chosen) == 1) for option in chosen))
@@ -80,10 +80,16 @@ def option_in(file: Path, lever: str) -> Option:
 
 
 def overview(lever: str, options: Sequence[Option]) -> str:
-    """A line for each option of a lever."""
+    """A line for each option of a lever, and one for its parameters and their defaults."""
     own = [option for option in options if option.lever == lever]
     width = max(len(option.name) for option in own)
-    return "\n".join([lever, *(f"  {option.name:{width}}  {option.summary}" for option in own)])
+    lines = [lever]
+    for option in own:
+        lines.append(f"  {option.name:{width}}  {option.summary}")
+        if option.defaults:
+            defaults = ", ".join(f"{key}={written(value)}" for key, value in option.defaults.items())
+            lines.append(f"  {'':{width}}  {defaults}")
+    return "\n".join(lines)
 
 
 def described(option: Option, *, whole: bool) -> str:

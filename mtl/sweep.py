@@ -7,9 +7,11 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from mtl.errors import UserError
 from mtl.evaluation.objectives import OBJECTIVES
 from mtl.launch import JobFailed, new_folder
 from mtl.report.objective import objective
+from mtl.reporting.references import reference_scores
 from mtl.start import Ending, report, run
 from mtl.sweep_folder import (
     CHARTS,
+    SweepJob,
     SweepRecord,
     clear_failure,
     jobs_of,
@@ -42,7 +46,8 @@ from mtl.sweep_folder import (
     unfinished,
 )
 
-OWN_KEYS = ("sweep.dir=", "sweep.resume=")
+BEST = "optimization_results.yaml"  # Optuna's, for Hydra
+OWN_KEYS = ("sweep.dir", "sweep.resume")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class SweepOptions:
 
     Args:
         dir: Its folder; ``hydra.sweep.dir`` if not given.
-        resume: Whether to finish the sweep in ``dir``: what is finished stays, the rest goes on or begins.
+        resume: Whether to finish the sweep in ``dir``: what is finished stays, the rest goes on or begins. What the
+            command says comes on top of what the sweep was asked for.
         over: What is swept over unless the command says otherwise: override by key. ``{task}`` in a key stands for
             every task of the run, one after the other; ``{tasks}`` in a value for all of them.
         objective: What a search maximises.
@@ -98,38 +104,39 @@ def sweep(overrides: Sequence[str], own_configs: str | None, *, debug: bool) -> 
     check_values(everything, own_configs)
     varied = [item for item in everything if item.is_sweep_override()]
     searches = first.hydra.runtime.choices["hydra/sweeper"] != "basic"
+    if searches:
+        check_search(varied, options)
+    fixed = [item for item in everything if not item.is_sweep_override()]
+    jobs = {} if searches else {job_name(",".join(sorted(own))): own for own in product(*map(values_of, varied))}
     record = SweepRecord(
-        [text for text in overrides if not text.startswith(OWN_KEYS)],
-        own_configs,
-        [] if searches else [job_name(",".join(sorted(values))) for values in product(*map(values_of, varied))],
+        [text_of(item) for item in given if item.get_key_element() not in OWN_KEYS], own_configs, list(jobs)
     )
     wanted = Path(options.dir or first.hydra.sweep.dir).expanduser()
     with nullcontext(wanted) if options.dir else new_folder(wanted) as folder:
+        if options.resume:
+            check_finished(folder, {name: [*map(text_of, fixed), *own] for name, own in jobs.items()}, own_configs)
         open_sweep(folder, record, resume=options.resume)
-        fixed = [item.key_or_group for item in everything if not item.is_sweep_override()]
         arguments = [
             *(["--config-dir", own_configs] if own_configs else []),
-            *(item.input_line or "" for item in everything),
+            *map(text_of, everything),
             # folders named by what varies
-            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]",
+            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(item.key_or_group for item in fixed)}]",
             "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
         ]
         try:
-            return run_jobs(arguments, options, debug=debug)
+            code = run_jobs(arguments, options, searches=searches, debug=debug)
         finally:
-            tell(folder)
+            found = tell(folder, options.objective)
+        return code or int(any(job.status != "finished" for job in found))
 
 
 def taken_up(overrides: Sequence[str], own_configs: str | None) -> tuple[list[str], str | None]:
-    """The overrides, or those of the sweep that is to be resumed where the command gives no others."""
-    own = [text for text in overrides if text.startswith(OWN_KEYS)]
-    if "sweep.resume=true" not in own or len(own) < len(overrides):
+    """The overrides, after those of the sweep that they resume, if they do."""
+    given = {key: value.strip("'\"") for key, _, value in (text.partition("=") for text in overrides)}
+    if given.get("sweep.resume", "").lower() != "true" or "sweep.dir" not in given:
         return list(overrides), own_configs
-    folder = next((text.partition("=")[2].strip("'\"") for text in own if text.startswith("sweep.dir=")), None)
-    if folder is None:
-        return list(overrides), own_configs
-    record = read_sweep(Path(folder).expanduser())
-    return [*record.overrides, *own], own_configs or record.config_dir
+    record = read_sweep(Path(given["sweep.dir"]).expanduser())
+    return [*record.overrides, *overrides], own_configs or record.config_dir
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
@@ -137,10 +144,15 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
+def text_of(item: Override) -> str:
+    """As it was given."""
+    return item.input_line or ""
+
+
 def values_of(item: Override) -> list[str]:
     """Overrides of a single value each: all of a choice or a range, and the ends of an interval."""
     if not item.is_sweep_override():
-        return [item.input_line or ""]
+        return [text_of(item)]
     key, value = item.get_key_element(), item.value()
     if isinstance(value, IntervalSweep):
         return [f"{key}={value.start}", f"{key}={value.end}"]
@@ -177,8 +189,31 @@ def check_values(overrides: Sequence[Override], own_configs: str | None) -> None
             composed([*first[:position], option, *first[position + 1 :]], own_configs)
 
 
-def run_jobs(arguments: Sequence[str], options: SweepOptions, *, debug: bool) -> int:
-    """Hands the jobs to Hydra's sweeper and launcher; returns the highest exit code among them."""
+def check_search(varied: Sequence[Override], options: SweepOptions) -> None:
+    """Refuses what a search can't be about or go by, before anything is trained."""
+    for item in varied:
+        if item.get_key_element() == "seed":
+            raise UserError(
+                f"{item.input_line}: a search would find the luckiest seed. Give one, and compare what it finds over "
+                "several."
+            )
+    if options.reference and options.objective.endswith("change"):
+        reference_scores(options.reference, "sweep.reference")
+
+
+def check_finished(folder: Path, jobs: Mapping[str, Sequence[str]], own_configs: str | None) -> None:
+    """Refuses to resume a sweep with overrides that its first finished job did not have: the others had the same.
+
+    Otherwise each job would be refused by itself, and the mistake remembered.
+    """
+    for name, overrides in jobs.items():
+        if (folder / name / "results.json").is_file():
+            has_finished(folder / name, settings_of(composed(overrides, own_configs), folder / name).config)
+            return
+
+
+def run_jobs(arguments: Sequence[str], options: SweepOptions, *, searches: bool, debug: bool) -> int:
+    """Hands the jobs to Hydra's sweeper and launcher; returns the highest exit code among those of this process."""
     # Slurm's launcher asks a job to stop before its time is up; this signal is one that jobs answer by saving.
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
     sweeper, codes = os.getpid(), list[int]()
@@ -193,7 +228,7 @@ def run_jobs(arguments: Sequence[str], options: SweepOptions, *, debug: bool) ->
         codes.append(ending.code)
         if ending.code > 128:
             raise SystemExit(ending.code)  # stopped by a signal, which is meant for the sweep
-        return None if ending.code else objective(folder, options.objective, options.reference)
+        return value_of(folder, options) if searches and not ending.code else None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's own errors come to us instead of ending the process
     sys.argv = ["mtl train", "-m", *arguments]
@@ -202,7 +237,29 @@ def run_jobs(arguments: Sequence[str], options: SweepOptions, *, debug: bool) ->
     except JobFailed as error:
         print(f"mtl: error: {error}", file=sys.stderr)
         return error.code
+    except BrokenProcessPool:
+        print(
+            "mtl: error: A process with a job was killed (as the system does when memory runs out), and the others "
+            "were stopped. Go on with fewer at a time: hydra.launcher.n_jobs.",
+            file=sys.stderr,
+        )
+        return 1
+    except ValueError as error:
+        if "No trials are completed" not in str(error):  # Optuna's, which then has no best one
+            raise
+        print("mtl: error: The search has found nothing: no trial has a finite objective.", file=sys.stderr)
+        return max(codes, default=0) or 1
     return max(codes, default=0)
+
+
+def value_of(folder: Path, options: SweepOptions) -> float | None:
+    """A job's objective; None, which is a trial that failed, if it is not finite. One that has none ends the search."""
+    try:
+        value = objective(folder, options.objective, options.reference)
+    except UserError as error:
+        report(error, debug=False)
+        raise SystemExit(2) from error
+    return value if isfinite(value) else None
 
 
 def attempt(config: DictConfig, folder: Path, *, debug: bool) -> Ending:
@@ -243,14 +300,19 @@ def has_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
-def tell(folder: Path) -> None:
-    """Says what became of the jobs, and what to do next."""
+def tell(folder: Path, objective_name: str) -> list[SweepJob]:
+    """Says what became of the jobs, which it returns, and what to do next."""
     jobs = jobs_of(folder)
     lines = list(unfinished(jobs))
     quoted = shlex.quote(str(folder))
     if lines:
         print(f"{len(lines)} of {len(jobs)} jobs have not finished:", *lines, sep="\n", file=sys.stderr)
         print(f"To finish them: mtl train -m sweep.dir={quoted} sweep.resume=true", file=sys.stderr)
+    if (folder / BEST).is_file():  # of a search
+        best = OmegaConf.load(folder / BEST)
+        values = " ".join(f"{key}={value}" for key, value in best.best_params.items())
+        print(f"Best {objective_name}, {best.best_value:.4g}: {values}")
     if len(lines) < len(jobs):
         print(f"To compare those that have: mtl report {quoted}")
         print(f"Their charts: tensorboard --logdir {shlex.quote(str(folder / CHARTS))}")
+    return jobs

@@ -79,11 +79,82 @@ example:
 
 STRATEGIES = """usage: mtl strategies [lever or lever=option ...]
 
-Lists the options of every lever: sampler, weighter, surgery, adapters. With a lever, the parameters of its options and
-their defaults; with an option, also what it does, its formula, its source and what its parameters mean.
+Lists the options of every lever (sampler, weighter, surgery, adapters) with their parameters and defaults. With a
+lever, only its own; with an option, also what it does, its formula, its source and what its parameters mean.
 
 examples:
   mtl strategies
   mtl strategies weighter
   mtl strategies surgery=cagrad
+"""
+
+EXPORT = """usage: mtl export RUN --task NAME | --all [--format adapter|merged|gguf-ready] [--output FOLDER]
+
+Hands over what a finished run has learnt, as folders that need no mtl: weights, tokenizer, chat template, settings of
+the generation, and a README.md with scores, data, licences and how to load it.
+
+  RUN                     the folder of the run; no checkpoint is needed
+  --task NAME             a task, or several (--task a --task b, or a,b); --all for each of them
+  --format adapter        one plain LoRA for peft (the default)
+  --format merged         whole weights as safetensors, for AutoModelForCausalLM
+  --format gguf-ready     the same, checked for llama.cpp's convert_hf_to_gguf.py
+  --output FOLDER         where to; of several tasks the folder above theirs. RUN/exports/<format>/<task> by default. An
+                          export that is there is replaced, anything else is left alone
+  --dtype float32         of whole weights: float32, bfloat16, float16; as in the base model's files by default. Merging
+                          itself is in float32
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+
+one adapter (or whole weights) for several tasks, out of their adapters:
+  --combine sum           the weighted sum, exactly; or ties, dare_ties, dare_linear
+  --tasks A,B,...  --name NAME     which, and what it is called
+  --weights 0.5,0.5       one a task; 1 each by default
+  --density 0.5           which share of a weight difference stays (ties, dare_*)
+  --rank R                of the result of ties and dare_*; the sum of the ranks by default. Merged weights need none
+  --seed 0                of what dare_* draws
+"""
+
+EVAL = """usage: mtl eval RUN_OR_EXPORT [--task NAME] [--split test|val] [--max-examples N] [--output FILE]
+
+Evaluates what is deployed of a finished run, or an export, on the run's data by the run's own code, and prints a table
+beside the run's scores. On the same device, with as many threads, these are the same to the last digit.
+
+  RUN_OR_EXPORT           the folder of a run, of an export, or one that holds exports of adapters
+  --task NAME             a task, or several; all by default
+  --split test|val        test by default
+  --max-examples N        of each task, evenly spaced; as many as in the run by default
+  --output FILE           the scores as JSON; eval-<split>.json in the folder by default
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+"""
+
+PREDICT = """usage: mtl predict RUN_OR_EXPORT --task NAME --input FILE [--output FILE]
+
+Answers the rows of a file, one JSON object a row, in order. Labels and options are chosen by likelihood, as the task is
+scored; other answers are generated, greedily.
+
+  RUN_OR_EXPORT           the folder of a run, of an export, or one that holds exports of adapters
+  --task NAME             the task; may be left out if there is only one
+  --input FILE            JSONL, JSON, CSV or Parquet with rows as for training ("prompt", "messages", "instruction" or
+                          "conversations"), with the right answer, which is then scored, or without
+  --output FILE           JSONL; standard output by default
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+"""
+
+CHAT = """usage: mtl chat RUN_OR_EXPORT --task NAME [--max-new-tokens N] [--temperature T]
+
+Talks to a task's model, through the chat template and with the task's system prompt. Also reads lines from a pipe.
+
+  RUN_OR_EXPORT           the folder of a run, of an export, or one that holds exports of adapters
+  --task NAME             the task to begin with; may be left out if there is only one
+  --max-new-tokens N      length limit of an answer; 256 by default
+  --temperature T         of the sampling; 0, the likeliest answer, by default
+  --debug                 show tracebacks of mistakes, too
+  -h, --help              this text
+
+while it runs:
+  /reset                  forget what was said
+  /task NAME              go on with another task
+  /quit                   end; Ctrl-D, too. Ctrl-C stops an answer
 """

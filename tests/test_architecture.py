@@ -34,7 +34,7 @@ ORDER = [
     ("job",),
     ("composition",),
     ("sweep_folder",),
-    ("start", "report", "merging"),
+    ("start", "report", "merging", "handover"),
     ("sweep",),
     ("train", "strategies"),
     ("cli",),

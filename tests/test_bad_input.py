@@ -190,7 +190,7 @@ COMMAND_LINES = {
     ),
     "unknown_key_of_a_stage": (
         "stages.joint.steps=3",
-        "stages.joint.steps: there is no such option. There are: tasks, num_",
+        "stages.joint.steps: there is no such option. There are: tasks, weakness, num_",
     ),
     "unknown_key_of_the_model": ("model.name=x", "model.name: there is no such option. There are: name_or_path"),
     "unknown_sampler_option": (
@@ -312,7 +312,7 @@ def test_class_of_the_users_own_that_refuses(refuse, monkeypatch, tmp_path, opti
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trian"], "unknown verb 'trian'. There are: train, report, strategies"),
+        (["trian"], "unknown verb 'trian'. There are: train, report, export, eval, predict, chat, strategies"),
         (["train", "--turbo"], "Unknown option --turbo. See mtl train --help."),
         (["train", "-x"], "Unknown option -x. See mtl train --help."),
         (["train", "--config-dir"], "--config-dir: expected one argument. See mtl train --help."),

@@ -24,8 +24,15 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 # The levers' own options train, and resume, in tests/resuming/test_combinations.py.
+TWO_STAGES = {
+    "joint_then_weak": ["joint", "weak"],
+    "demo": ["joint", "weak"],
+    "weak_private": ["joint", "weak_private"],
+    "weak_replay": ["joint", "weak_replay"],
+    "intermediate_then_target": ["intermediate", "target"],
+}
 TRAINED = ("optimizer", "scheduler", "stages", "strategy", "experiment")
-SWEEPS = ("tuned_static",)  # they train in tests/test_sweep.py
+SWEEPS = ("compare", "single_task", "tuned_static")  # jobs of a sweep: tests/test_sweep.py
 TASKS = ("tasks=[quartz,inflect]", "tasks.quartz.max_train_examples=12", "tasks.inflect.max_train_examples=12")
 SHORT = (
     "tasks.inflect.max_new_tokens=2",
@@ -72,7 +79,7 @@ def test_every_choice_composes(group, choice, tmp_path):
     override = [] if group == "tasks" else [f"{group}={choice}", *given(choice, *tasks)]
     settings = settings_of(composed([f"tasks=[{','.join(tasks)}]", *override]), tmp_path)
     assert settings.tasks
-    assert len(settings.stages) == (2 if choice in ("joint_then_weak", "demo") else 1)
+    assert len(settings.stages) == (2 if choice in TWO_STAGES else 1)
 
 
 @pytest.mark.parametrize(
@@ -81,10 +88,12 @@ def test_every_choice_composes(group, choice, tmp_path):
     ids=lambda value: str(value),
 )
 def test_every_choice_trains(group, choice, short_run, capsys):
-    weak = ["stages.weak.max_steps=2"] if choice in ("joint_then_weak", "demo") else []
-    assert main(["train", f"{group}={choice}", *short_run, *weak, "output_dir=out"]) == 0, capsys.readouterr().err
+    names = TWO_STAGES.get(choice, ["joint"])
+    overrides = [item for item in short_run if not item.startswith("stages.")]
+    steps = [f"stages.{name}.max_steps=2" for name in names]
+    assert main(["train", f"{group}={choice}", *overrides, *steps, "output_dir=out"]) == 0, capsys.readouterr().err
     results = json.loads(Path("out/results.json").read_text())
-    assert results["cost"]["steps"] == 2 + len(weak) * 2
+    assert results["cost"]["steps"] == 2 * len(names)
     assert set(results["tasks"]) == {"quartz", "inflect"}
 
 

@@ -1,5 +1,6 @@
 """What the README says is so: every command runs, every file and option it names exists."""
 
+import io
 import json
 import re
 import shlex
@@ -54,6 +55,21 @@ def test_every_training_command_runs(users_folder, tiny_folder, command):
     small = ["max_steps=1", "batch_size=4", "max_eval_examples=2", "max_test_examples=2", "output_dir=run"]
     assert main([*shlex.split(command)[1:], f"model.name_or_path={tiny_folder}", *small]) == 0
     assert json.loads((users_folder / "run" / "results.json").read_text(encoding="utf-8"))["schema"] == 1
+
+
+def test_every_command_of_the_handing_over_runs(users_folder, tiny_folder, monkeypatch):
+    section = README.split("## Handing over")[1].split("## ")[0]
+    commands = [line.partition("#")[0] for line in section.splitlines() if line.startswith("mtl ")]
+    assert {command.split()[1] for command in commands} == {"export", "eval", "predict", "chat"}
+    tasks = ["tasks.greetings.path=data/greetings.jsonl", "tasks.colours.path=data/colours.jsonl"]
+    small = ["max_steps=1", "batch_size=4", "max_eval_examples=2", "max_test_examples=2", "output_dir=outputs/mine"]
+    assert main(["train", "tasks=none", *tasks, f"model.name_or_path={tiny_folder}", *small]) == 0
+    (users_folder / "data" / "new.jsonl").write_text('{"prompt": "Is colour 99 warm?"}\n', encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("good morning\n"))
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+    for folder in ("adapter/greetings", "adapter/colours", "merged/greetings", "gguf-ready/greetings", "adapter/both"):
+        assert (users_folder / "outputs" / "mine" / "exports" / folder / "README.md").is_file()
 
 
 def test_the_row_formats_are_read(users_folder, tiny_folder):

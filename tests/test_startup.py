@@ -88,7 +88,9 @@ def seen(data):
     return data.task, train, [*data.train_locations], evaluated, data.majority, data.num_dropped, data.fingerprint
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["train", "--help"], ["train", "x=1", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["--version"], ["train", "--help"], ["train", "x=1", "-h"], ["export", "-h"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     script = (
         f"import sys; from mtl.cli import main; assert main({arguments!r}) == 0; print(*sys.modules, file=sys.stderr)"

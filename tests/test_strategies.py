@@ -10,7 +10,7 @@ import mtl.surgery
 import mtl.weighters
 from mtl.cli import main
 from mtl.composition import config_dir
-from mtl.strategies import LEVERS, option_in, options_of
+from mtl.strategies import LEVERS, option_in, options_of, written
 
 
 def printed(capsys, *arguments):
@@ -25,6 +25,17 @@ def test_every_option_of_every_lever_has_its_line(capsys):
         for file in (config_dir() / lever).glob("*.yaml"):
             (line,) = re.findall(rf"(?m)^  {file.stem} +(\S.+)$", section.split("\n\n")[0])
             assert line == file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def test_every_option_is_listed_with_its_parameters_and_defaults(capsys):
+    lines = printed(capsys).splitlines()
+    for lever in LEVERS:
+        for option in options_of(lever):
+            places = [place for place, line in enumerate(lines) if option.summary in line]
+            assert len(places) == 1, option
+            listed = lines[places[0] + 1].strip() if option.defaults else ""
+            for key, value in option.defaults.items():
+                assert f"{key}={written(value)}" in listed, option
 
 
 def test_every_public_class_is_an_option():

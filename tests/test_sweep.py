@@ -1,7 +1,9 @@
 """Sweeps: jobs by name, what is finished stays finished, what failed is named, searches go by validation data."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +14,10 @@ import pytest
 from mtl.cli import main
 from mtl.composition import composed, job_name, settings_of
 from mtl.errors import UserError
-from mtl.report.objective import objective, reference_scores
-from mtl.sweep import parsed, ranges, values_of
-from mtl.sweep_folder import SweepRecord, jobs_of, open_sweep, record_failure, unfinished
+from mtl.report.objective import objective
+from mtl.report.runs import find_runs
+from mtl.sweep import parsed, ranges, taken_up, values_of
+from mtl.sweep_folder import SweepRecord, jobs_of, open_sweep, read_sweep, record_failure, unfinished
 
 ROOT = Path(__file__).parents[1]
 QUIET = "hydra/job_logging=disabled"  # otherwise Hydra leaves a log file open
@@ -89,10 +92,21 @@ def command(*arguments, code=0):
         ("learning_rate=0.001,seed=1,strategy=mgda,weighter=rlw", "mgda,learning_rate=0.001,seed=1,weighter=rlw"),
         ("only_task=g2p,seed=0", "only_task=g2p,seed=0"),
         ("own_strategy=x,seed=0", "own_strategy=x,seed=0"),
+        ("model.name_or_path=/a/b,seed=0", "model.name_or_path=_a_b,seed=0"),
     ],
 )
 def test_the_name_of_a_job(varied, name):
     assert job_name(varied) == name
+
+
+def test_long_names_fit_a_folder_and_stay_apart():
+    """As those of a search over the weights of many tasks are, whose first digits may agree."""
+    weights = ["".join(f",weighter.weights.情感 {i}=0.{'1' * 15}{last}" for i in range(20)) for last in "23"]
+    names = [job_name(f"seed={seed}{own}") for own in weights for seed in (0, 1)]
+    assert len(set(names)) == 4
+    assert all(len(name.encode()) < 250 for name in names)
+    assert [name.rpartition(",seed=")[2] for name in names] == ["0", "1", "0", "1"]
+    assert len({name.rpartition(",seed=")[0] for name in names}) == 2  # by which the report tells strategies
 
 
 def test_the_values_of_an_override():
@@ -167,8 +181,45 @@ def test_a_sweep_refuses_a_folder_that_holds_another(overrides, capsys):
     assert main([*given, "max_steps=1,2", "seed=7", "sweep.resume=true"]) == 2
     err = capsys.readouterr().err
     assert "out/max_steps=1: holds the results of another config: seed was 0, is 7." in err
+    assert "seed=7" not in read_sweep(Path("out")).overrides
     assert main([*given, "max_steps=1,3", "sweep.resume=true"]) == 0
     assert {job.name for job in jobs_of(Path("out"))} == {"max_steps=1", "max_steps=2", "max_steps=3"}
+
+
+def test_resuming_keeps_what_the_sweep_was_asked_for(tmp_path):
+    """Also where the command adds something; the last of a key counts."""
+    open_sweep(tmp_path / "out", SweepRecord(["strategy=equal,pcgrad", "seed=0"], "own", []), resume=False)
+    for true in ("true", "True"):
+        own = [f"sweep.dir='{tmp_path}/out'", f"sweep.resume={true}", "seed=0,1"]
+        assert taken_up(own, None) == (["strategy=equal,pcgrad", "seed=0", *own], "own")
+    for own in (["seed=1"], ["sweep.dir=out"], ["sweep.dir=out", "sweep.resume=false"], ["sweep.resume=true"]):
+        assert taken_up(own, "other") == (own, "other")
+
+
+def test_more_seeds_in_a_sweep_that_is_resumed(overrides, capsys):
+    """All are tested on the same examples, though their tasks have no test set of their own."""
+    assert main(["train", "-m", *overrides, QUIET, "sweep.dir=out", "max_steps=1", "seed=0,1"]) == 0
+    assert main(["train", "-m", QUIET, "sweep.dir=out", "sweep.resume=true", "seed=0,1,2"]) == 0, capsys.readouterr()
+    assert capsys.readouterr().out.count(": has finished before") == 2
+    assert [job.name for job in jobs_of(Path("out"))] == ["seed=0", "seed=1", "seed=2"]
+    assert len(list(Path("..", "cache", "tokens").iterdir())) == 2  # those of each task, once
+    assert main(["report", "out"]) == 0, capsys.readouterr().err
+    assert read_sweep(Path("out")).overrides[-1] == "seed=0,1,2"
+
+
+def test_a_sweep_over_data(overrides, capsys):
+    """Paths have slashes, and other data are another strategy."""
+    path = next(text.partition("=")[2] for text in overrides if text.startswith("tasks.one.path="))
+    Path("data").mkdir()
+    for name in ("clean", "raw"):
+        shutil.copy(path, f"data/{name}.jsonl")
+    versions = "tasks.one.path=data/clean.jsonl,data/raw.jsonl"
+    assert main(["train", "-m", *overrides, QUIET, "sweep.dir=out", "max_steps=1", versions]) == 0
+    names = ["tasks.one.path=data_clean.jsonl", "tasks.one.path=data_raw.jsonl"]
+    assert [(job.name, job.status) for job in jobs_of(Path("out"))] == [(name, "finished") for name in names]
+    assert main(["report", "out"]) == 0, capsys.readouterr().err
+    assert "left out" not in capsys.readouterr().out
+    assert [run.strategy for run in find_runs([Path("out")]).runs] == names
 
 
 @pytest.mark.parametrize(
@@ -180,6 +231,14 @@ def test_a_sweep_refuses_a_folder_that_holds_another(overrides, capsys):
         (["sweep.resume=true", "sweep.dir=none"], "sweep.dir=none: holds no sweep (there is no sweep.json)."),
         (["sweep.objective=score"], "sweep.objective=score: must be one of mean_loss_ratio, worst_loss_ratio"),
         (["sweep.objective=mean_change"], "sweep.objective=mean_change: compares with single-task runs."),
+        (
+            ["sweep=optuna", "learning_rate=0.1,1", "sweep.objective=mean_change", "sweep.reference=nowhere"],
+            "sweep.reference=nowhere: holds no finished run. Give the folder of the single-task runs.",
+        ),
+        (
+            ["sweep=optuna", "seed=0,1"],
+            "seed=0,1: a search would find the luckiest seed. Give one, and compare what it",
+        ),
         (["only_task=g2q", "sweep.dir=x"], "only_task=g2q: must be one of the tasks, sentiment, sarcasm"),
         (["only_budget=half", "only_task=g2p", "sweep.dir=x"], "only_budget=half: must be examples or steps."),
     ],
@@ -189,6 +248,16 @@ def test_mistakes_of_a_sweep(arguments, expected, capsys, tmp_path, monkeypatch)
     assert main(["train", "-m", QUIET, *arguments]) == 2
     line = capsys.readouterr().err.splitlines()[0]
     assert line.startswith(f"mtl: error: {expected}"), line
+
+
+@pytest.mark.parametrize(("name", "key"), [("compare", "strategy"), ("single_task", "only_task")])
+def test_a_sweep_by_a_command_without_m(name, key, capsys, tmp_path, monkeypatch):
+    """It would train a single run of something else."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", f"experiment={name}"]) == 2
+    assert f"sweep.over: would vary {key} over the jobs of a sweep, and this is a single run. Add -m." in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_budget_of_a_single_task(tmp_path):
@@ -218,12 +287,14 @@ def test_a_search_finds_the_same_trials_again(overrides, own_module):
     jobs = jobs_of(Path("out"))
     assert [job.status for job in jobs] == ["finished"] * 3
     trained = Path("steps.txt").read_text()
-    command("train", "-m", "sweep.dir=out", "sweep.resume=true")
+    told, _ = command("train", "-m", "sweep.dir=out", "sweep.resume=true")
     assert jobs_of(Path("out")) == jobs
     assert Path("steps.txt").read_text() == trained
     best = (Path("out") / "optimization_results.yaml").read_text()
     values = [objective(Path("out", job.name), "mean_loss_ratio", None) for job in jobs]
     assert f"best_value: {max(values)}" in best
+    rate = jobs[values.index(max(values))].name.partition("learning_rate=")[2]
+    assert f"Best mean_loss_ratio, {max(values):.4g}: learning_rate={rate}\n" in told
 
 
 def test_static_weights_are_searched_for_every_task(overrides):
@@ -237,6 +308,22 @@ def test_static_weights_are_searched_for_every_task(overrides):
         assert "Static" in config
         assert "one: " in config.partition("weights:")[2]
         assert "two: " in config.partition("weights:")[2]
+
+
+def test_a_search_in_which_all_fails(overrides):
+    given = ["train", "-m", *overrides, "sweep=optuna", "sweep.dir=out", "batch_size=-1", "learning_rate=1e-3,1e-4"]
+    _, err = command(*given, "hydra.sweeper.n_trials=2", code=2)
+    assert "mtl: error: The search has found nothing: no trial has a finite objective." in err.splitlines()
+    assert "jobs have not finished:" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_search_without_what_it_goes_by_ends_at_once(overrides):
+    given = ["train", "-m", *overrides, "sweep=optuna", "sweep.dir=out", "eval_scores=false", "max_steps=1"]
+    _, err = command(*given, "learning_rate=1e-3,1e-4", "sweep.objective=mean_score", code=2)
+    assert "has no validation score of one, which sweep.objective needs. Run it with eval_scores=true." in err
+    assert len(jobs_of(Path("out"))) == 1
 
 
 @pytest.mark.slow
@@ -288,9 +375,16 @@ def test_objectives(tmp_path):
         "mean_change": (0.2 - 0.2) / 2,  # .01 less of at least .05
         "worst_change": -0.2,
     }
-    reference_scores.cache_clear()
     for name, value in expected.items():
         assert objective(run, name, reference) == pytest.approx(value, abs=1e-12), name
+
+
+def test_an_objective_that_is_not_finite(tmp_path):
+    """Whichever task it is that diverged."""
+    for number, losses in enumerate([{"a": None, "b": 1.0}, {"a": 1.0, "b": None}]):
+        run = write_run(tmp_path / str(number), [(0, {"a": 4.0, "b": 2.0}), (4, losses)], {"a": 0.5, "b": 0.5})
+        for name in ("mean_loss_ratio", "worst_loss_ratio"):
+            assert math.isnan(objective(run, name, None))
 
 
 def test_objectives_that_lack_something(tmp_path):
@@ -300,7 +394,6 @@ def test_objectives_that_lack_something(tmp_path):
         objective(run, "mean_score", None)
     scored = write_run(tmp_path / "scored", losses, {"a": 0.5})
     other = write_run(tmp_path / "other", losses, {"b": 0.5})
-    reference_scores.cache_clear()
     with pytest.raises(UserError, match="must have a run of each task, and has none of a"):
         objective(scored, "mean_change", str(other))
 

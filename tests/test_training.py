@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from mtl.best import track_best
 from mtl.composition import composed, settings_of
 from mtl.distributed import Distributed
 from mtl.gradients import group_sizes
@@ -19,7 +20,7 @@ from mtl.samplers.draws import FixedMixture
 from mtl.stages import Stage, evaluation_steps
 from mtl.step import batch_of, draw_batch, shares, training_step
 from mtl.surgery import GramianSurgery, UPGrad
-from mtl.training import begin_stage, end_stage, run_stages, track_best
+from mtl.training import begin_stage, end_stage, run_stages
 from mtl.weighters import Static
 
 
@@ -216,7 +217,7 @@ def test_early_stopping_goes_back_to_the_best_parameters(prepared):
 
 def test_without_patience_nothing_is_kept(prepared):
     run = prepared("early_stopping_patience=null")
-    track_best(run)
+    track_best(run, begin_stage(run))
     assert run.best_parameters is None
 
 

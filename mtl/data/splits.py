@@ -26,7 +26,7 @@ def make_splits(given: Mapping[str, Sequence[Example]], task: Task, seed: int) -
     Args:
         given: ``train`` and, where the data have them, ``val`` and ``test``.
         task: Gives ``val_size``, ``test_size`` and ``max_train_examples``.
-        seed: The run's seed.
+        seed: Decides which rows go.
 
     Raises:
         UserError: If train is too small to carve from.

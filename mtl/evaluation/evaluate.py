@@ -172,7 +172,7 @@ def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], score
     # fsum rounds once, so the order of the examples cannot matter.
     loss = fsum(losses) / num_targets
     if not scored:
-        return TaskEvaluation(loss, len(examples), num_targets, None, {}, [], losses, targets)
+        return TaskEvaluation(loss, len(examples), num_targets, None, {}, [], losses)
 
     answers = [item.text for item in written]
     if task.scoring == "generation":
@@ -200,7 +200,7 @@ def _evaluate_task(run: _Run, task: Task, examples: Sequence[EvalExample], score
             examples, written, answers, scores.per_example, losses, targets, strict=True
         )
     ]
-    return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions, losses, targets)
+    return TaskEvaluation(loss, len(examples), num_targets, task.metric, scores.corpus, predictions, losses)
 
 
 def _losses(run: _Run, examples: Sequence[EvalExample]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from statistics import fmean
 
 from mtl.evaluation.statistics import relative_change
@@ -20,7 +21,7 @@ def objective_of(
 
     ``loss_ratio`` is validation loss / validation loss before training, negated; ``score`` each task's own metric;
     ``change`` that score's relative change against the task trained alone. ``mean`` is over the tasks, ``worst`` the
-    task that has least. Tasks without a score count only where losses do.
+    task that has least. Tasks without a score count only where losses do. It is NaN where a task's value is.
 
     Args:
         name: One of ``OBJECTIVES``.
@@ -39,4 +40,5 @@ def objective_of(
             if "score" in now:
                 assert reference is not None
                 values.append(float(relative_change(now["score"], reference)))
-    return fmean(values) if kind == "mean" else min(values)
+    mean = fmean(values)  # NaN if one of them is
+    return mean if kind == "mean" or isnan(mean) else min(values)

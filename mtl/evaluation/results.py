@@ -43,8 +43,7 @@ class TaskEvaluation:
         metric: Name of the task's metric; ``None`` where only the loss was evaluated.
         scores: Scores in [0, 1], higher is better; holds the metric, and what is computed along with it.
         predictions: One per example, in the order of the data; empty where only the loss was evaluated.
-        losses: Negative log-likelihood of each example [nats].
-        num_targets_of_examples: Target tokens of each.
+        losses: Negative log-likelihood of each example, summed over its target tokens [nats].
     """
 
     loss: float
@@ -54,7 +53,6 @@ class TaskEvaluation:
     scores: dict[str, float]
     predictions: list[Prediction]
     losses: Sequence[float] = ()
-    num_targets_of_examples: Sequence[int] = ()
 
     @property
     def score(self) -> float | None:

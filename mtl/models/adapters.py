@@ -37,11 +37,13 @@ def private_adapter(task: int) -> str:
     return f"task{task}"
 
 
+def or_shared(own: Sequence[Any], shared: Sequence[Any]) -> Sequence[Any]:
+    """An adapter's own options, each as the shared adapter's where it is not given."""
+    return [default if value is None else value for value, default in zip(own, shared, strict=True)]
+
+
 class LoraLayout:
     """Shared and private LoRA adapters on a frozen base model.
-
-    All adapters have the same dropout, since one input with one mask goes through all of them: only so is their sum the
-    single adapter that a task is exported as.
 
     Args:
         model: The base model; its linear layers are wrapped in place.
@@ -50,11 +52,15 @@ class LoraLayout:
         private_lora_r: Rank of each task's own adapter; 0 for none.
         lora_alpha: Scale of the shared adapter, ``lora_alpha / lora_r``; twice the rank if not given.
         private_lora_alpha: The same for the private adapters.
-        lora_dropout: Dropout on the input of every adapter.
+        lora_dropout: Dropout on the input of every adapter. One mask serves all adapters of a task.
+        private_lora_dropout: The same for the private adapters; as the shared one if not given. Another rate has a mask
+            of its own, and such layers cannot mix tasks in one forward.
         target_modules: Suffixes of the names of the layers that get adapters; every linear layer but the output
             embedding if not given.
         private_target_modules: The same for the private adapters; as the shared one if not given.
-        init_lora_weights: How A begins (B is 0): ``True`` (Kaiming uniform), ``"gaussian"`` or ``"orthogonal"``.
+        init_lora_weights: ``True`` (A Kaiming uniform, B 0), ``"gaussian"`` (A normal, B 0) or ``"orthogonal"`` (both
+            random, of even rank, with a product of 0).
+        private_init_lora_weights: The same for the private adapters; as the shared one if not given.
         use_rslora: Scale by ``lora_alpha / sqrt(r)`` (Kalajdzievski, arXiv 2312.03732, 2023).
         use_dora: Also train the norms of the weights (Liu et al., ICML 2024); with one adapter a task only, since the
             norms of two have no single adapter that is their sum. Such layers cannot mix tasks in one forward.
@@ -77,9 +83,11 @@ class LoraLayout:
         lora_alpha: float | None = None,
         private_lora_alpha: float | None = None,
         lora_dropout: float = 0.05,
+        private_lora_dropout: float | None = None,
         target_modules: Sequence[str] | None = None,
         private_target_modules: Sequence[str] | None = None,
         init_lora_weights: bool | str = True,
+        private_init_lora_weights: bool | str | None = None,
         use_rslora: bool = False,
         use_dora: bool = False,
         seed: int = 0,
@@ -94,21 +102,22 @@ class LoraLayout:
                 f"adapters.use_dora=true with lora_r={lora_r} and private_lora_r={private_lora_r}: two DoRA adapters "
                 "can't be exported as one. Set one of the ranks to 0."
             )
-        own_modules = target_modules if private_target_modules is None else private_target_modules
+        shared = (lora_dropout, target_modules, init_lora_weights)
+        own = or_shared((private_lora_dropout, private_target_modules, private_init_lora_weights), shared)
         configs = {
             adapter: lora_config(
                 model,
                 rank,
                 alpha,
-                lora_dropout=lora_dropout,
+                lora_dropout=dropout,
                 target_modules=modules,
-                init_lora_weights=init_lora_weights,
+                init_lora_weights=init,
                 use_rslora=use_rslora,
                 use_dora=use_dora,
             )
-            for adapter, rank, alpha, modules in [
-                (SHARED, lora_r, lora_alpha, target_modules),
-                *((private_adapter(t), private_lora_r, private_lora_alpha, own_modules) for t in range(num_tasks)),
+            for adapter, rank, alpha, (dropout, modules, init) in [
+                (SHARED, lora_r, lora_alpha, shared),
+                *((private_adapter(t), private_lora_r, private_lora_alpha, own) for t in range(num_tasks)),
             ]
             if rank > 0
         }
@@ -137,7 +146,8 @@ class LoraLayout:
         self._layers = tuner_layers(model)
         self._joined: dict[int, str] = {}
         self._route = Route()
-        self.can_route = all(type(layer) is Linear and not layer.lora_variant for layer in self._layers)
+        one_mask = len({config.lora_dropout for config in configs.values()}) == 1
+        self.can_route = one_mask and all(type(layer) is Linear and not layer.lora_variant for layer in self._layers)
         self._finish_layers()
         # By who trains them: all or several tasks (None), or one.
         self._parameters: dict[int | None, list[nn.Parameter]] = {None: [], **{t: [] for t in range(self.num_tasks)}}

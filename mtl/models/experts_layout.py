@@ -18,7 +18,8 @@ class ExpertsLayout(LoraLayout):
 
     ``y = W0 x + sum_e pi_te s B_e A_e x`` with ``pi_t = softmax(z_t)``. The logits ``z_t`` begin at 0 and are private:
     the optimizer trains them like an adapter, and no surgery acts on them. As the weights do not depend on the input,
-    a task is exported as one plain LoRA of rank ``E r``.
+    a task is exported as one plain LoRA of rank ``E r``. There is no DoRA of experts: several norms have no single one
+    that is their mixture.
 
     Source: the gates of Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
     Mixture-of-Experts", KDD 2018, Eq. 6 and 7, on LoRA and with constant gates.
@@ -31,7 +32,7 @@ class ExpertsLayout(LoraLayout):
         lora_alpha: Scale of an expert, ``lora_alpha / lora_r``; twice the rank if not given.
         lora_dropout: Dropout on the input of every expert.
         target_modules: As in :class:`LoraLayout`, and so are the next two.
-        init_lora_weights: How A begins.
+        init_lora_weights: How A and B begin.
         use_rslora: Scale by ``lora_alpha / sqrt(r)``.
         seed: Seeds the initial values.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from mtl.errors import UserError
-from mtl.models.adapters import SHARED, LoraLayout, private_adapter
+from mtl.models.adapters import SHARED, LoraLayout, or_shared, private_adapter
 from mtl.models.lora_config import lora_config
 
 
@@ -28,10 +28,12 @@ class GroupLayout(LoraLayout):
         group_lora_alpha: Scale of a group's adapter, ``group_lora_alpha / group_lora_r``; twice the rank if not given.
         lora_alpha: The same for the shared adapter.
         private_lora_alpha: The same for the private adapters.
-        lora_dropout: Dropout on the input of every adapter.
-        target_modules: As in :class:`LoraLayout`, and so are the next two.
-        init_lora_weights: How A begins.
+        lora_dropout: As in :class:`LoraLayout`, for the shared adapter, and so are the next two; those that begin with
+            ``group_`` and ``private_`` are for the groups' and the tasks' own, and as the shared one's if not given.
+        target_modules: Names of layers.
+        init_lora_weights: How A and B begin.
         use_rslora: Scale by ``lora_alpha / sqrt(r)``.
+        use_dora: Also train the norms of the weights; with one adapter a task only.
         seed: Seeds the adapters' initial values.
 
     Raises:
@@ -53,49 +55,51 @@ class GroupLayout(LoraLayout):
         lora_alpha: float | None = None,
         private_lora_alpha: float | None = None,
         lora_dropout: float = 0.05,
+        group_lora_dropout: float | None = None,
+        private_lora_dropout: float | None = None,
         target_modules: Sequence[str] | None = None,
+        group_target_modules: Sequence[str] | None = None,
+        private_target_modules: Sequence[str] | None = None,
         init_lora_weights: bool | str = True,
+        group_init_lora_weights: bool | str | None = None,
+        private_init_lora_weights: bool | str | None = None,
         use_rslora: bool = False,
+        use_dora: bool = False,
         seed: int = 0,
     ) -> None:
-        if group_lora_r < 1 or min(lora_r, private_lora_r) < 0:
-            raise UserError(
-                f"adapters.group_lora_r={group_lora_r}, adapters.lora_r={lora_r}, adapters.private_lora_r="
-                f"{private_lora_r}: the first must be positive and none negative. Correct the rank."
-            )
+        check_ranks(group_lora_r, lora_r, private_lora_r)
         check_groups(groups, names)
         self._tasks_of = {
             f"group{g}": [list(names).index(name) for name in groups[key]] for g, key in enumerate(groups)
         }
-        ranks = {
-            SHARED: (lora_r, lora_alpha),
-            **dict.fromkeys(self._tasks_of, (group_lora_r, group_lora_alpha)),
-            **{private_adapter(t): (private_lora_r, private_lora_alpha) for t in range(num_tasks)},
+        shared = (lora_dropout, target_modules, init_lora_weights)
+        of_group = or_shared((group_lora_dropout, group_target_modules, group_init_lora_weights), shared)
+        own = or_shared((private_lora_dropout, private_target_modules, private_init_lora_weights), shared)
+        kinds = {
+            SHARED: (lora_r, lora_alpha, shared),
+            **dict.fromkeys(self._tasks_of, (group_lora_r, group_lora_alpha, of_group)),
+            **{private_adapter(t): (private_lora_r, private_lora_alpha, own) for t in range(num_tasks)},
         }
         configs = {
             adapter: lora_config(
                 model,
                 rank,
                 alpha,
-                lora_dropout=lora_dropout,
-                target_modules=target_modules,
-                init_lora_weights=init_lora_weights,
+                lora_dropout=dropout,
+                target_modules=modules,
+                init_lora_weights=init,
                 use_rslora=use_rslora,
+                use_dora=use_dora,
             )
-            for adapter, (rank, alpha) in ranks.items()
+            for adapter, (rank, alpha, (dropout, modules, init)) in kinds.items()
             if rank > 0
         }
-        members = [
-            [adapter for adapter in (SHARED, *self._groups_of(task), private_adapter(task)) if adapter in configs]
-            for task in range(num_tasks)
-        ]
-        check_members(members, names)
+        all_kinds = [(SHARED, *self._groups_of(task), private_adapter(task)) for task in range(num_tasks)]
+        members = [[adapter for adapter in adapters if adapter in configs] for adapters in all_kinds]
+        check_members(members, names, use_dora=use_dora)
         self._set_up(model, configs, members, seed)
-        named = self.named_parameters()
-        self._of_group = {
-            group: [parameter for name, parameter in named.items() if group in name.split(".")]
-            for group in self._tasks_of
-        }
+        named = self.named_parameters().items()
+        self._of_group = {group: [p for name, p in named if group in name.split(".")] for group in self._tasks_of}
 
     def _groups_of(self, task: int) -> list[str]:
         return [group for group, tasks in self._tasks_of.items() if task in tasks]
@@ -110,13 +114,27 @@ class GroupLayout(LoraLayout):
         ]
 
 
-def check_members(members: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Refuses a task without an adapter."""
+def check_ranks(group_lora_r: int, lora_r: int, private_lora_r: int) -> None:
+    """Refuses ranks that no adapter has."""
+    if group_lora_r < 1 or min(lora_r, private_lora_r) < 0:
+        raise UserError(
+            f"adapters.group_lora_r={group_lora_r}, adapters.lora_r={lora_r}, adapters.private_lora_r={private_lora_r}:"
+            " the first must be positive and none negative. Correct the rank."
+        )
+
+
+def check_members(members: Sequence[Sequence[str]], names: Sequence[str], *, use_dora: bool) -> None:
+    """Refuses a task without an adapter, and one with several of DoRA."""
     for name, adapters in zip(names, members, strict=True):
         if not adapters:
             raise UserError(
                 f"adapters.groups: task {name} is in no group and has no other adapter. Put it into one, or set "
                 "adapters.lora_r or adapters.private_lora_r."
+            )
+        if use_dora and len(adapters) > 1:
+            raise UserError(
+                f"adapters.use_dora=true: task {name} has {len(adapters)} adapters, and several DoRA adapters can't be "
+                "exported as one. Put it into one group, with adapters.lora_r=0 and adapters.private_lora_r=0."
             )
 
 

@@ -30,7 +30,7 @@ def lora_config(
     """peft's config of one adapter; the arguments are those of :class:`LoraLayout`.
 
     Raises:
-        UserError: The initial values would change the base model.
+        UserError: The initial values would change the base model or need another rank, or the dropout is no share.
     """
     from peft import LoraConfig
 
@@ -39,6 +39,10 @@ def lora_config(
             f"adapters.init_lora_weights={init_lora_weights}: must be true, gaussian or orthogonal; others change the "
             "base weights, which all tasks share. Take one of these."
         )
+    if init_lora_weights == "orthogonal" and rank % 2:
+        raise UserError(f"adapters.init_lora_weights=orthogonal: needs even ranks, found {rank}. Correct one of them.")
+    if not 0 <= lora_dropout < 1:
+        raise UserError(f"adapters.lora_dropout={lora_dropout}: must be a share in [0, 1). Correct the value.")
     return LoraConfig(
         r=rank,
         lora_alpha=alpha if alpha is not None else 2 * rank,  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ class SharedALayout(LoraLayout):
         lora_alpha: Scale, ``lora_alpha / lora_r``; twice the rank if not given.
         lora_dropout: Dropout on the input of every adapter.
         target_modules: As in :class:`LoraLayout`, and so are the next two.
-        init_lora_weights: How A begins.
+        init_lora_weights: How A and B begin.
         use_rslora: Scale by ``lora_alpha / sqrt(r)``.
         seed: Seeds the initial values.
 
@@ -70,8 +70,11 @@ class SharedALayout(LoraLayout):
                 raise UserError(
                     f"adapters.target_modules: {type(layer).__name__} can't share its A. Name linear layers only."
                 )
+            first = private_adapter(0)
             for task in range(1, self.num_tasks):
-                layer.lora_A[private_adapter(task)] = layer.lora_A[private_adapter(0)]
+                layer.lora_A[private_adapter(task)] = layer.lora_A[first]
+                # All begin alike: an orthogonal B has a product of 0 with the A that it was drawn with.
+                layer.lora_B[private_adapter(task)].load_state_dict(layer.lora_B[first].state_dict())
 
     def _owner(self, kind: str, name: str) -> int | None:
         return None if kind == "lora_A" else super()._owner(kind, name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from math import inf, isfinite
+from math import inf, isfinite, isnan, nan
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ class StrategyAnswer:
         prediction: That run's text as it came.
         flags: What is wrong with these two.
         score: Mean over the strategy's runs, in [0, 1].
-        loss: Mean over its runs [nats per target token]; infinite where a run's is not finite.
+        loss: Mean over its runs [nats per target token]; infinite where a run's is not finite, NaN if not known.
         num_right: Its runs with a score of 1.
         num_runs: All its runs.
     """
@@ -73,7 +73,7 @@ class Case:
         reference: The right answer, as the data have it.
         answers: By strategy.
         score: Mean over the strategies, in [0, 1].
-        loss: Mean over the strategies [nats per target token]; infinite where a run's is not finite.
+        loss: Mean over the strategies [nats per target token]; infinite where a run's is not finite, NaN if not known.
         score_rank: Its place among the task's lowest scores, from 1; None if it is none of them.
         loss_rank: Its place among the task's highest losses.
         disputed: Whether all runs, and there are several, agree on one wrong answer, which hints at label noise.
@@ -95,7 +95,8 @@ def worst_cases(task: str, predictions: Mapping[str, Sequence[Sequence[Predictio
     """The ``k`` examples of the highest loss per target token and the ``k`` of the lowest score, each once.
 
     Losses and scores are averaged over the runs of a strategy, then over the strategies. Examples of equal score are
-    in the order of their losses, and the reverse; one that every run has right is not among the lowest scores.
+    in the order of their losses, and the reverse; one that every run has right is not among the lowest scores. Where
+    losses are not known, there are only those of the lowest score.
 
     Args:
         task: Name of the task.
@@ -110,8 +111,9 @@ def worst_cases(task: str, predictions: Mapping[str, Sequence[Sequence[Predictio
     losses = [fmean(fmean(map(_loss, runs)) for runs in example.values()) for example in examples]
     scores = [fmean(fmean(run.score for run in runs) for runs in example.values()) for example in examples]
     order = range(len(examples))
-    by_loss = sorted(order, key=lambda i: (-losses[i], scores[i]))[:k]
-    by_score = sorted((i for i in order if scores[i] < 1), key=lambda i: (scores[i], -losses[i]))[:k]
+    known = [] if any(map(isnan, losses)) else order
+    by_loss = sorted(known, key=lambda i: (-losses[i], scores[i]))[:k]
+    by_score = sorted((i for i in order if scores[i] < 1), key=lambda i: (scores[i], -losses[i] if known else 0))[:k]
     loss_ranks = {i: rank for rank, i in enumerate(by_loss, start=1)}
     score_ranks = {i: rank for rank, i in enumerate(by_score, start=1)}
     shapes = _shapes([next(iter(example.values()))[0].reference for example in examples])
@@ -148,6 +150,8 @@ def _strategy_answer(runs: Sequence[Prediction], shapes: Sequence[Shape]) -> Str
 
 
 def _loss(run: Prediction) -> float:
+    if run.num_targets == 0:
+        return nan  # not known: a file by other programs
     # A file of predictions has null for a loss that is not finite.
     return run.loss / run.num_targets if run.loss is not None and isfinite(run.loss) else inf
 

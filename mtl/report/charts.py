@@ -91,7 +91,9 @@ def forest_chart(comparison: Comparison) -> Drawing:
         labels = map(shortened, names) if index % COLUMNS == 0 else []
         panel.set_yticks(range(len(names)), labels or [""] * len(names))
     kind = "Change against " + comparison.reference_name if comparison.reference_name else "Test score"
-    certain = " Blue is surely better than the reference, orange surely worse." if comparison.reference_name else ""
+    certain = (
+        " Blue: the whole interval is better than the reference, orange: worse." if comparison.reference_name else ""
+    )
     return Drawing(
         figure,
         f"{kind}, task by task",

@@ -83,15 +83,16 @@ def compare_runs(found: FoundRuns, references: FoundRuns | None, output: Path, *
 
 
 def worst_examples(comparison: Comparison, references: Sequence[FinishedRun], number: int) -> list[Case]:
-    """The worst examples of every task, with the answers of the best strategies and of the reference."""
+    """The worst examples of the tasks that charts show, with the answers of the best strategies and the reference."""
     from mtl.report.bad_cases import worst_cases
+    from mtl.report.drawing import shown_tasks
     from mtl.report.evidence import LOSS
 
     leading = {verdict.best for verdict in comparison.verdicts}
     ranked = sorted(comparison.strategies, key=lambda item: (item.name not in leading, -item.mean.value))
     compared = {item.name: item.runs for item in ranked[:MAX_ANSWERS]}
     cases = []
-    for task in comparison.tasks:
+    for task in shown_tasks(comparison):
         if comparison.metrics[task] == LOSS:
             continue
         runs: Mapping[str, Sequence[FinishedRun]] = compared

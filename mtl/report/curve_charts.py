@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 MAX_LEVER_ROWS = 6
 MAX_CONFLICTS = 2
 MAX_NUMBERS = 12  # tasks; the cells of more have no room for a number
+SMOOTHED_PARTS = 20
+GREY_ON_DARK = "#b4bec8"
 STILL = 1e-6  # a lever that moves less, relative to its size, stands still
 LEVERS = {
     "probabilities": "p",
@@ -100,10 +102,9 @@ def lever_chart(comparison: Comparison, series: Mapping[str, Series]) -> Drawing
         figure,
         "What the levers did",
         "A line a task over the steps, mean over seeds: how often it is drawn (p), how much its loss counts (λ), and "
-        "its part in the applied gradient (w times the number of tasks in the step: 1 is the plain mean). Levers that "
-        "stand still in all strategies are not drawn."
-        + (f" {more} more strategies move a lever." if more else "")
-        + what_is_shown(comparison),
+        "its part in the applied gradient (w times the number of tasks in the step: 1 is the plain mean). Lines of 40 "
+        "points or more are running means over a twentieth of them. Levers that stand still in all strategies are not "
+        "drawn." + (f" {more} more strategies move a lever." if more else "") + what_is_shown(comparison),
     )
 
 
@@ -121,8 +122,17 @@ def _draw_lever(panel: Axes, curves: Mapping[str, Curve], tasks: Sequence[str]) 
     for index, task in reversed(list(enumerate(tasks))):
         if task in curves:
             style = line_style(index) if index < MAX_STRATEGIES else {"color": GREY, "alpha": 0.4}
-            _draw(panel, curves[task], **style | {"linewidth": 0.9})
+            _draw(panel, _smoothed(curves[task]), **style | {"linewidth": 0.9})
     few_ticks(panel)
+
+
+def _smoothed(curve: Curve) -> Curve:
+    """A running mean over a twentieth of the points: what surgery or a random weighter does jumps from step to step."""
+    width = len(curve.values) // SMOOTHED_PARTS
+    if width < 2:
+        return curve
+    window = np.full(width, 1 / width)
+    return Curve(np.convolve(curve.steps, window, "valid"), np.convolve(curve.values, window, "valid"))
 
 
 def _draw(panel: Axes, curve: Curve, **style: str | float) -> None:
@@ -198,5 +208,7 @@ def _mark_cells(panel: Axes, conflict: Conflict, limit: float) -> None:
     for (row, column), mean in np.ndenumerate(means):
         if np.isfinite(mean):
             number = f"{mean:z.2f}".replace("0.", ".", 1).replace("-", "\N{MINUS SIGN}")
-            colour = GREY if open_KK[row, column] else "white" if abs(mean) > 0.6 * limit else INK
+            on_dark = abs(mean) > 0.6 * limit
+            shades = (GREY_ON_DARK, "white") if on_dark else (GREY, INK)
+            colour = shades[0 if open_KK[row, column] else 1]
             panel.text(column + 0.5, row + 0.5, number, ha="center", va="center", fontsize=6.5, color=colour)

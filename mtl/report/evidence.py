@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 LOSS = "loss"
+ROUNDING = 0.02  # of a loss in bfloat16, relative
 
 
 @dataclass
@@ -73,10 +74,11 @@ def gather_evidence(runs: Sequence[FinishedRun], tasks: Sequence[str], *, seed: 
         for place, run in enumerate(runs):
             if name not in run.results.tasks:
                 continue
-            predictions = run.predictions(name) if metric != LOSS else []
+            predictions = _predictions(run, name) if metric != LOSS else []
             digest = _digest(predictions) if predictions else str(run.results.tasks[name].test["num_examples"])
             test_set = test_set or _TestSet(run, digest)
-            if digest != test_set.digest:
+            alike = predictions or _alike_before(run, test_set.run, name)
+            if digest != test_set.digest or not alike:
                 raise UserError(
                     f"{run.folder} and {test_set.run.folder}: must have the same test examples of {name}, and have "
                     "others. Compare runs with the same data and max_test_examples."
@@ -86,6 +88,24 @@ def gather_evidence(runs: Sequence[FinishedRun], tasks: Sequence[str], *, seed: 
         rng = np.random.default_rng([seed, index])
         evidence.append(_task_evidence(name, metric, runs, statistics, rng))
     return evidence
+
+
+def _predictions(run: FinishedRun, name: str) -> list[Prediction]:
+    predictions, expected = run.predictions(name), run.results.tasks[name].test["num_examples"]
+    if len(predictions) != expected:
+        raise UserError(
+            f"{run.folder}: must have predictions of all {expected} test examples of {name}, and has "
+            f"{len(predictions)}; run the training again, or leave it out."
+        )
+    return predictions
+
+
+def _alike_before(first: FinishedRun, second: FinishedRun, name: str) -> bool:
+    """Whether one model had the same loss before training, to rounding, as it must have on the same examples."""
+    before, other = (run.results.tasks[name].base["loss"] for run in (first, second))
+    if before is None or other is None or first.results.model != second.results.model:
+        return True
+    return abs(before - other) <= ROUNDING * max(abs(before), abs(other))
 
 
 def _task_evidence(
@@ -134,5 +154,6 @@ def _statistics(metric: str, predictions: Sequence[Prediction]) -> SufficientSta
 def _digest(predictions: Iterable[Prediction]) -> str:
     digest = hashlib.sha256()
     for item in predictions:
-        digest.update(repr((item.prompt, item.reference)).encode("utf-8", "surrogatepass"))
+        lengths = f"{len(item.prompt)} {len(item.reference)} "  # which tell where one text ends
+        digest.update((lengths + item.prompt + item.reference).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 
 from mtl.errors import UserError
@@ -31,10 +32,15 @@ def objective(folder: Path, name: str, reference: str | None) -> float:
         raise UserError(f"sweep.reference={reference}: must have a run of each task, and has none of {missing[0]}.")
     return objective_of(
         name,
-        [{"loss": last[task]["loss"]} | ({"score": scores[task]} if task in scores else {}) for task in last],
-        [first[task] for task in last],
+        [{"loss": known(last[task]["loss"])} | ({"score": scores[task]} if task in scores else {}) for task in last],
+        [{"loss": known(first[task]["loss"]) or nan} for task in last],  # nothing can be divided by 0
         [references.get(task) for task in last],
     )
+
+
+def known(loss: float | None) -> float:
+    """A loss of the records, where null stands for one that was not finite."""
+    return nan if loss is None else loss
 
 
 def scores_of(folder: Path) -> dict[str, float]:

@@ -71,7 +71,8 @@ def write_report(
             )
         )
         path = folder / "report.html"
-        write_atomically(path, page.encode("utf-8", "replace"))
+        # A parser drops NUL, which then no one would see.
+        write_atomically(path, page.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(
             f"{folder}: must be a folder that can be written, found: {error.strerror}. Name another with --output."

@@ -6,6 +6,7 @@ Shape suffixes: K tasks.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from mtl.errors import UserError
 
 MAX_POINTS = 200  # of a curve and of the measurements of conflict; a chart has no more pixels for one
+
+# Of a line that is not parsed; a task may be called like a key, which then has a number.
+EVALUATION, CONFLICT = re.compile(rb'"eval": ?\{'), re.compile(rb'"conflict": ?\{')
 
 Floats = NDArray[np.float64]
 
@@ -120,17 +124,20 @@ def read_series(path: Path, metrics: Mapping[str, str]) -> Series:
         metrics: Each task's metric.
 
     Raises:
-        UserError: The file is missing, or a line kept is no JSON object.
+        UserError: The file is missing, or a line kept is no JSON object or no record of a run.
     """
     evaluations, steps, conflicts = _read_records(path)
-    return Series(
-        losses=_curves(evaluations, lambda record: {name: own.get("loss") for name, own in record["eval"].items()}),
-        scores=_curves(evaluations, lambda record: _scores(record["eval"], metrics)),
-        probabilities=_curves(steps, lambda record: record["p"]),
-        weights=_curves(steps, lambda record: record["lambda"]),
-        coefficients=_curves(steps, lambda record: _scaled(record["w"] or {})),
-        cosines=_cosines(conflicts),
-    )
+    try:
+        return Series(
+            losses=_curves(evaluations, lambda record: {name: own.get("loss") for name, own in record["eval"].items()}),
+            scores=_curves(evaluations, lambda record: _scores(record["eval"], metrics)),
+            probabilities=_curves(steps, lambda record: record["p"]),
+            weights=_curves(steps, lambda record: record.get("lambda") or {}),
+            coefficients=_curves(steps, lambda record: _scaled(record.get("w") or {})),
+            cosines=_cosines(conflicts),
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: must hold the records of a run, found: {error!r}; there are no curves.") from error
 
 
 def mean_series(runs: Sequence[Series]) -> Series:
@@ -216,8 +223,8 @@ def _read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
-                (evaluations if b'"eval": {' in line else steps).append((number, start))
-                if b'"conflict": {' in line:
+                (evaluations if EVALUATION.search(line) else steps).append((number, start))
+                if CONFLICT.search(line):
                     conflicts.append((number, start))
                 start += len(line)
             wanted = {*evaluations, *_thinned(steps), *_thinned(conflicts)}

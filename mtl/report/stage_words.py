@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mtl.errors import UserError
+
 if TYPE_CHECKING:
     from mtl.report.runs import FinishedRun
 
@@ -12,14 +14,28 @@ MAX_RUNS = 6  # of more, what the others have to say is in their results.json
 
 
 def stage_sentences(runs: Sequence[FinishedRun]) -> list[str]:
-    """One for each stage that chose its tasks or had a guard, of the first runs that have such stages."""
-    told = [(run, sentences) for run in runs if (sentences := list(_of_run(run)))]
+    """One for each stage that chose its tasks or had a guard, of the first runs that have such stages.
+
+    Raises:
+        UserError: The records of a run's stages are damaged.
+    """
+    told = [(run, sentences) for run in runs if (sentences := _readable(run))]
     lines = [
         f"{run.strategy}, seed {run.seed}, {sentence}" for run, sentences in told[:MAX_RUNS] for sentence in sentences
     ]
     if len(told) > MAX_RUNS:
         lines.append(f"{len(told) - MAX_RUNS} more runs have such stages; their results.json says what became of them.")
     return lines
+
+
+def _readable(run: FinishedRun) -> list[str]:
+    try:
+        return list(_of_run(run))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run.folder / 'results.json'}: stages must be what a run has written, found: {error!r}; run it again, or "
+            "leave it out."
+        ) from error
 
 
 def _of_run(run: FinishedRun) -> Iterator[str]:

@@ -82,7 +82,7 @@ def _tasks(comparison: Comparison, console: Console) -> tuple[Table, int]:
     """With as many strategies as there is room for, and how many these are."""
     for num_shown in range(min(MAX_COLUMNS, len(comparison.strategies)), 0, -1):
         shown = comparison.strategies[:num_shown]
-        table = _table("test score; < or >: surely worse or better than the reference")
+        table = _table("test score; < or >: the 95 % interval is below or above the reference")
         for heading in ("task", "metric"):
             table.add_column(heading, overflow="fold", max_width=24)
         numbers = ["before", *([comparison.reference_name] if comparison.reference_name else [])]

@@ -100,13 +100,24 @@ def _hurt(comparison: Comparison) -> Iterator[str]:
     hurt = {item.name: [name for name, task in item.tasks.items() if task.hurt] for item in comparison.strategies}
     clean = [name for name, tasks in hurt.items() if not tasks]
     if clean:
-        yield f"No task is surely worse than {comparison.reference_name} with {_listed(clean)}."
-    for name, tasks in hurt.items():
-        if tasks and len(hurt) <= MAX_NAMES:
-            yield f"{name} leaves {_listed(tasks)} worse than {comparison.reference_name}, with the whole interval."
+        yield f"With {_listed(clean)}, no task is worse than {comparison.reference_name} by its whole interval."
+    for item in comparison.strategies if len(hurt) <= MAX_NAMES else ():
+        if tasks := hurt[item.name]:
+            yield (
+                f"{item.name} leaves {_listed(tasks)} worse than {comparison.reference_name} by the whole interval"
+                f"{_adjusted(item, tasks)}."
+            )
     everywhere = set.intersection(*map(set, hurt.values())) if hurt else set()
     if everywhere and len(hurt) > 1:
         yield f"Every strategy leaves {_listed(sorted(everywhere))} worse than {comparison.reference_name}."
+
+
+def _adjusted(item: StrategyOutcome, tasks: Sequence[str]) -> str:
+    """What is left of hurt tasks once their p is adjusted for the number of tasks; empty where that is all."""
+    sure = [name for name in tasks if (item.tasks[name].p_adjusted or 0.0) < 0.05]
+    if len(sure) == len(tasks):
+        return ""
+    return f"; adjusted for the number of tasks, p is below .05 in {_listed(sure) if sure else 'none of them'}"
 
 
 def _listed(names: Sequence[str]) -> str:

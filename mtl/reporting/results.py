@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,15 @@ TASK_KINDS = {
     "examples_seen": "an integer",
     "epochs_seen": "a number",
     "target_tokens_seen": "an integer",
+}
+_TEXT = ("a text", lambda value: isinstance(value, str))
+PREDICTION_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("prompt", "reference", "prediction", "answer"), _TEXT),
+    "score": ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
+    "location": _TEXT,
+    "loss": ("a number or null", lambda value: value is None or _is_number(value)),
+    "num_targets": ("a number of tokens", lambda value: isinstance(value, int) and value >= 0),
+    "complete": ("true or false", lambda value: isinstance(value, bool)),
 }
 COST_KINDS = {
     "steps": "an integer",
@@ -117,7 +126,7 @@ def read_results(path: Path) -> Results:
         **results.pick({"strategy": "an object", "seed": "an integer", "model": "a text"}),
         tasks={name: _read_task(tasks.object(name)) for name in tasks.content},
         cost=Cost(**results.object("cost").pick(COST_KINDS)),
-        stages=results.pick({"stages": "a list"})["stages"] if "stages" in results.content else (),
+        stages=tuple(results.pick({"stages": "a list"})["stages"]) if "stages" in results.content else (),
     )
 
 
@@ -129,23 +138,35 @@ def write_predictions(folder: Path, task: str, predictions: Iterable[Prediction]
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Reads what :func:`write_predictions` has written.
+    """Reads what :func:`write_predictions` has written, or others: prompt, reference, prediction and score are enough.
+
+    The answer is then the prediction, and the loss, over 0 target tokens, is not known.
 
     Raises:
-        UserError: If the file is missing, damaged or of another version.
+        UserError: If the file is missing, or a line lacks something or is damaged.
     """
-    from mtl.evaluation.results import Prediction
-
     if not path.is_file():
         raise UserError(f"{path}: must be a file, and there is none; run the training again.")
-    fields = set(Prediction.__dataclass_fields__)
-    predictions = []
-    for number, record in enumerate(read_json_lines(path), start=1):
-        if not fields <= set(record):
-            missing = ", ".join(sorted(fields - set(record)))
-            raise UserError(f"{path}:{number}: must have the keys of a prediction, and lacks {missing}; run it again.")
-        predictions.append(Prediction(**{key: record[key] for key in fields}))
-    return predictions
+    return [_prediction(path, number, record) for number, record in enumerate(read_json_lines(path), start=1)]
+
+
+def _prediction(path: Path, number: int, record: Mapping[str, Any]) -> Prediction:
+    from mtl.evaluation.results import Prediction
+
+    values = record
+    if not record.keys() >= PREDICTION_KINDS.keys():
+        place = f"{path.name}:{number}"
+        unsaid = {"answer": record.get("prediction"), "location": place, "loss": None, "num_targets": 0}
+        values = {**unsaid, "complete": True, **record}
+    for key, (kind, is_right) in PREDICTION_KINDS.items():
+        if not is_right(values.get(key)):
+            found = repr(values[key])[:60] if key in values else "nothing"
+            raise UserError(f"{path}:{number}: {key} must be {kind}, found {found}; run the training again.")
+    return Prediction(**{key: values[key] for key in PREDICTION_KINDS})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # which is an int to Python
 
 
 def _task_json(task: TaskResult) -> dict[str, Any]:
@@ -209,8 +230,10 @@ def _refuse_constant(constant: str) -> None:
 def _read_task(task: _Object) -> TaskResult:
     values = task.pick(TASK_KINDS)
     for split in ("base", "val", "test"):
-        # The validation of a run may be of losses only.
-        metric = "loss" if split == "val" else values["metric"] or "loss"
-        keys = {*values[split], "loss", metric}
-        task.object(split).pick(dict.fromkeys(keys, "a number or null"))
+        # The validation of a run may be of losses only, and of what others wrote there may be none.
+        needed = set() if split == "val" else {"loss", values["metric"] or "loss"}
+        task.object(split).pick(dict.fromkeys({*values[split], *needed}, "a number or null"))
+    task.object("test").pick({"num_examples": "an integer"})
+    if task.content.get("higher_is_better", True) is not True:
+        raise UserError(f"{task.path}: {task.place}higher_is_better must be true of any score; store 1 - x, say.")
     return TaskResult(**values)

@@ -88,7 +88,7 @@ def restricted(feedback: TaskFeedback, kept: Sequence[int]) -> TaskFeedback:
     """The feedback of some tasks alone, numbered in the order of ``kept``."""
     number = {task: index for index, task in enumerate(kept)}
     places = [place for place, task in enumerate(feedback.tasks) if task in number]
-    after, gramian = feedback.losses_after_M, feedback.gramian_MM
+    after, gramian, num_targets = feedback.losses_after_M, feedback.gramian_MM, feedback.num_targets_M
     return replace(
         feedback,
         tasks=[number[feedback.tasks[place]] for place in places],
@@ -99,4 +99,5 @@ def restricted(feedback: TaskFeedback, kept: Sequence[int]) -> TaskFeedback:
         validation=None
         if feedback.validation is None
         else {number[task]: item for task, item in feedback.validation.items() if task in number},
+        num_targets_M=None if num_targets is None else [num_targets[place] for place in places],
     )

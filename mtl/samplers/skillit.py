@@ -14,6 +14,30 @@ from mtl.samplers.draws import checked_sizes
 from mtl.samplers.moving import MIN_LOSS, MovingMixture, filled, softmax, validation_losses
 
 
+def measured_matrix(before_T: Sequence[float], after_TT: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The skill matrix out of T short runs: ``A[i][j]`` is the share of task j's loss that training on i takes off.
+
+    Where the loss does not fall, training on i is of no use to j, and the entry is 0.
+
+    Source: Chen et al., "Skill-it!", NeurIPS 2023, the graph by brute force, with the sizes of the effects.
+
+    Args:
+        before_T: Validation loss of each task before training.
+        after_TT: A row for each task: the validation losses of all tasks after a run on this one.
+
+    Raises:
+        ValueError: If a loss before training is not above 0, or there are not T rows of T losses.
+    """
+    before, after = np.array(before_T, np.float64), [np.array(list(row), np.float64) for row in after_TT]
+    if not (before > 0).all():
+        raise ValueError(f"before_T: must be losses above 0, found {before.tolist()}; leave out what is learned")
+    if [len(row) for row in after] != [len(before)] * len(before):
+        lengths = [len(row) for row in after]
+        raise ValueError(f"after_TT: must be {len(before)} rows of as many losses, found {lengths}; one run per task")
+    matrix: list[list[float]] = np.maximum((before - np.stack(after)) / before, 0.0).tolist()
+    return matrix
+
+
 class SkillIt(MovingMixture):
     """Samples the tasks more often that teach what is still badly known: ``s ~ exp(eta A sum L)``.
 
@@ -30,7 +54,7 @@ class SkillIt(MovingMixture):
     Args:
         sizes: Training examples of each task [T]; only their number matters.
         matrix: The skill matrix A, T rows of T numbers, finite; ``None`` for the identity. The paper measures it by T
-            short runs, each on one task: by how much, relative to its start, it brings down the others' losses.
+            short runs, each on one task: :func:`measured_matrix` makes it of their losses.
         eta: Step size, above 0; the paper tunes it between 0.1 and 0.8.
         window: Evaluations in the sum, at least 1.
         relative: Whether losses are divided by those of the first evaluation.

@@ -55,7 +55,9 @@ class AlignedMTL(GramianSurgery):
         if not kept.any():
             return torch.zeros(len(inner_MM), dtype=torch.float64)
         values, vectors = values_M[kept], vectors_MM[:, kept]
-        square = {"min": values.min(), "median": np.median(values), "rmse": values.mean()}[self._scale_mode]
+        # They ascend; of two in the middle the authors' code takes the lower one.
+        median = values[(len(values) - 1) // 2]
+        square = {"min": values[0], "median": median, "rmse": values.mean()}[self._scale_mode]
         return torch.from_numpy(
             vectors @ (vectors.mean(axis=0) * len(vectors) / len(inner_MM) * np.sqrt(square / values))
         )

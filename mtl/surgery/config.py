@@ -12,8 +12,11 @@ from mtl.surgery.cosine_space import CosineSpace
 from mtl.surgery.gramian import GramianSurgery
 from mtl.surgery.scale import Scale, check_scale
 
-# Smaller eigenvalues of the cosines are rounding: of rows in float32 they come out of their Gramian at 1e-8.
-RANK_TOLERANCE = 1e-10
+# Smaller eigenvalues of the cosines, as a share of the number of rows, are rounding of a Gramian in float64. Larger
+# ones may be what is left of rows that nearly cancel out: without them there is no direction of equal angles.
+RANK_TOLERANCE = 1e-14
+# ``1^T C^+ 1`` is at least 1 where some combination of the unit rows has a product with all of them.
+CANCELLED = 1e-10
 
 
 def equal_angles(cosines_KK: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -30,7 +33,7 @@ def conflict_free(space: CosineSpace) -> NDArray[np.float64]:
     x_K = equal_angles(space.cosines_KK)
     products_K = space.cosines_KK @ x_K
     squared = x_K @ products_K
-    if not squared > RANK_TOLERANCE:  # the unit rows add up to 0
+    if not squared > CANCELLED:  # the unit rows add up to 0
         return np.zeros_like(x_K)
     found: NDArray[np.float64] = x_K / space.norms_K * (space.norms_K @ products_K / squared)
     return found

@@ -20,6 +20,7 @@ PRECISION = 1e-13
 RESOLVED = 1e-15
 # Near such a point rounding limits the residual; above this the rows' gains may not even be positive.
 STATIONARY = 0.1
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 class FairGrad(GramianSurgery):
@@ -75,7 +76,9 @@ def fair(cosines_KK: NDArray[np.float64], norms_K: NDArray[np.float64], alpha: f
         scaled_KK = x_K[:, None] * cosines_KK * x_K
         force_K = gain_K - scaled_KK.sum(axis=1)
         newest = float(np.abs(force_K / gain_K).max(initial=0.0))
-        if newest <= PRECISION or (newest < 1e-9 and newest >= residual):
+        # Where the rows nearly cancel out, what the rounding of C leaves of the residual is all that goes to and fro.
+        rounding = EPSILON * float((np.abs(scaled_KK).sum(axis=1) / gain_K).max(initial=0.0))
+        if newest <= PRECISION or (newest < max(1e-9, 10 * rounding) and newest >= residual):
             break
         residual = newest
         if not math.isfinite(newest) or (gain_K / x_K).min() < RESOLVED * x_K.sum():

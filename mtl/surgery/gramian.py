@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Columns of one product: so few that its rounding is small beside what the other pieces add.
 PIECE = 2**13
+# Below this square of a norm, squares of single elements may fall out of the range of float32.
+SMALLEST_SQUARE = 1e-24
 
 
 def gramian(grads_MN: Tensor) -> Tensor:
@@ -22,14 +24,42 @@ def gramian(grads_MN: Tensor) -> Tensor:
     Pieces of 8,192 columns are multiplied in float32 (those of float64 rows in float64) and added in float64. A sum in
     float32 would drown the cosines of nearly orthogonal rows; the rounding of hundreds of pieces averages out. For 2.4
     million parameters it came to 2e-8 of ``|g_i| |g_j|``, a hundredth of what rounding had done to the rows before. All
-    products in float64 would take twice as long on a CPU, and far longer on most GPUs.
+    products in float64 would take twice as long on a CPU, and far longer on most GPUs. Rows whose squares leave the
+    range of float32, as from 1e19 on, are brought to elements of at most 1 before and back afterwards.
     """
+    grads_MN = grads_MN.detach()
+    gramian_MM = products(grads_MN)
+    squares_M = gramian_MM.diagonal()
+    if grads_MN.dtype == torch.float64 or bool((squares_M.isfinite() & (squares_M > SMALLEST_SQUARE)).all()):
+        return gramian_MM.cpu()
+    largest_M = grads_MN.abs().amax(dim=1) if grads_MN.numel() else squares_M
+    largest_M = torch.where(largest_M > 0, largest_M, 1).double()
+    return (products(grads_MN, largest_M) * torch.outer(largest_M, largest_M)).cpu()
+
+
+def products(grads_MN: Tensor, largest_M: Tensor | None = None) -> Tensor:
+    """The sum over pieces of ``J J^T`` [M, M], in float64 and symmetric; of the rows divided by ``largest_M``."""
     dtype = torch.float64 if grads_MN.dtype == torch.float64 else torch.float32
     gramian_MM = torch.zeros(len(grads_MN), len(grads_MN), dtype=torch.float64, device=grads_MN.device)
-    for piece in grads_MN.detach().split(PIECE, dim=1):
+    for piece in grads_MN.split(PIECE, dim=1):
         factor = piece.to(dtype)
+        if largest_M is not None:
+            factor = factor / largest_M.to(dtype)[:, None]
         gramian_MM += factor @ factor.T
-    return ((gramian_MM + gramian_MM.T) / 2).cpu()
+    return (gramian_MM + gramian_MM.T) / 2
+
+
+def combination(coefficients_M: Tensor, grads_MN: Tensor) -> Tensor:
+    """Returns ``w^T J`` [N] in the type and on the device of the rows.
+
+    Coefficients that leave the range of that type, as of a row of 1e-30 beside one of 1e30, meet the rows in float64.
+    """
+    sizes_M = coefficients_M.abs()
+    range_ = torch.finfo(grads_MN.dtype)
+    if bool(((sizes_M == 0) | ((sizes_M > range_.tiny) & (sizes_M < range_.max))).all()):
+        return coefficients_M.to(grads_MN) @ grads_MN
+    pieces = [coefficients_M.to(grads_MN.device) @ piece.double() for piece in grads_MN.split(PIECE, dim=1)]
+    return torch.cat(pieces).to(grads_MN.dtype)
 
 
 class GramianSurgery(ABC):
@@ -51,7 +81,7 @@ class GramianSurgery(ABC):
 
     def __call__(self, grads_MN: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         """Returns the combined gradient ``w^T J`` [N] in the type and on the device of the rows."""
-        return self.coefficients(gramian(grads_MN), tasks).to(grads_MN) @ grads_MN
+        return combination(self.coefficients(gramian(grads_MN), tasks), grads_MN)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -20,6 +20,8 @@ FIRST_PROXIMAL, LAST_PROXIMAL = 1e-8, 1e-13
 MAX_PROXIMAL_STEPS = 60
 ROUNDING = 1e-14
 EPSILON = float(np.finfo(np.float64).eps)
+# Steps without progress before exchanges of many variables give way to those of one.
+PATIENCE = 3
 
 
 def nonnegative_qp(c_KK: Matrix, q_K: Vector, *, stop_below: float = -math.inf) -> Vector:
@@ -60,10 +62,11 @@ def strictly_convex(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> t
     """``argmin x^T A x / 2 - q^T x`` over ``x >= 0`` for a positive definite A, which x are not held at 0, and success.
 
     Every step solves for the active variables and then exchanges all that break a condition (an active one below 0, a
-    gradient below 0 at one that is not active); where that does not bring their number down for three steps, only the
-    last of them, which ends after finitely many steps.
+    gradient below 0 at one that is not active). Where that does not bring their number down, as with many more rows
+    than they have dimensions, :func:`one_by_one` goes on from there.
 
-    Source: block principal pivoting, Judice and Pires, Computers & Operations Research 21 (1994), Fig. 1.
+    Source: block principal pivoting, Judice and Pires, Computers & Operations Research 21 (1994), Fig. 1, with another
+    way out.
 
     Args:
         a_KK: A.
@@ -71,25 +74,64 @@ def strictly_convex(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> t
         active_K: Where to begin.
     """
     active_K = active_K.copy()
-    size = q_K.max(initial=0.0)
-    fewest, patience = len(q_K) + 1, 3
-    x_K = np.zeros(len(q_K))
-    for _ in range(100 + 10 * len(q_K)):
-        x_K = np.zeros(len(q_K))
-        if active_K.any():
-            x_K[active_K] = np.linalg.solve(a_KK[np.ix_(active_K, active_K)], q_K[active_K])
-        gradient_K = a_KK @ x_K - q_K
-        tolerance = ROUNDING * size + EPSILON * np.abs(x_K).sum()
-        broken_K = np.where(active_K, x_K < 0, gradient_K < -tolerance)
+    fewest, patience = len(q_K) + 1, PATIENCE
+    while True:
+        x_K = solution(a_KK, q_K, active_K)
+        broken_K = np.where(active_K, x_K < 0, a_KK @ x_K - q_K < -tolerance(q_K, x_K))
         num_broken = int(broken_K.sum())
         if num_broken == 0:
             return x_K, active_K, True
         if num_broken < fewest:
-            fewest, patience = num_broken, 3
-        elif patience > 0:
-            patience -= 1
+            fewest, patience = num_broken, PATIENCE
+        elif patience == 0:
+            return one_by_one(a_KK, q_K, active_K & (x_K > 0))
         else:
-            last = np.flatnonzero(broken_K)[-1]
-            broken_K = np.arange(len(q_K)) == last
+            patience -= 1
         active_K ^= broken_K
-    return np.maximum(x_K, 0.0), active_K, False
+
+
+def one_by_one(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> tuple[Vector, NDArray[np.bool_], bool]:
+    """The same, where every step lets one variable in, the one of the lowest gradient, and lowers the objective.
+
+    Source: Lawson and Hanson, "Solving Least Squares Problems" (1974), chapter 23, algorithm NNLS.
+    """
+    active_K = active_K.copy()
+    while True:
+        x_K = solution(a_KK, q_K, active_K)
+        if (x_K >= 0).all():
+            break
+        active_K &= x_K > 0
+    barred_K = np.zeros_like(active_K)  # those that rounding threw out again at once
+    for _ in range(10 * len(q_K)):
+        gradient_K = np.where(active_K | barred_K, 0.0, a_KK @ x_K - q_K)
+        entering = int(gradient_K.argmin())
+        if gradient_K[entering] >= -tolerance(q_K, x_K):
+            return x_K, active_K, not barred_K.any()
+        active_K[entering] = True
+        target_K = solution(a_KK, q_K, active_K)
+        if target_K[entering] > 0:
+            barred_K[:] = False
+        else:
+            barred_K[entering] = True
+        while (target_K[active_K] <= 0).any():
+            (falling,) = np.nonzero(active_K & (target_K <= 0))
+            parts = x_K[falling] / (x_K[falling] - target_K[falling])  # of the way, until they come to 0
+            active_K[falling[parts == parts.min()]] = False
+            x_K = np.where(active_K, x_K + parts.min() * (target_K - x_K), 0.0)
+            target_K = solution(a_KK, q_K, active_K)
+        x_K = target_K
+    return x_K, active_K, False
+
+
+def solution(a_KK: Matrix, q_K: Vector, active_K: NDArray[np.bool_]) -> Vector:
+    """x of gradient 0 at the active variables, and 0 at the others."""
+    x_K = np.zeros(len(q_K))
+    if active_K.any():
+        x_K[active_K] = np.linalg.solve(a_KK[np.ix_(active_K, active_K)], q_K[active_K])
+    return x_K
+
+
+def tolerance(q_K: Vector, x_K: Vector) -> float:
+    """How far below 0 rounding may take a gradient."""
+    size: float = ROUNDING * q_K.max(initial=0.0) + EPSILON * np.abs(x_K).sum()
+    return size

@@ -34,7 +34,7 @@ class PCD(GramianSurgery):
     gradient is followed and the primary tasks are the constraints, which holds for tasks that must not get worse.
 
     Args:
-        primary: Name or index of the task to protect, or several of them.
+        primary: Name or index of the task to protect, or several of them; the first task if not given.
         tau: Share that each primary task is due, in [0, 1].
         names: Names of the tasks; needed to read a name.
         scale: ``"mean"`` and ``"paper"`` are the same here: equal rows give that row.
@@ -47,7 +47,7 @@ class PCD(GramianSurgery):
 
     def __init__(
         self,
-        primary: str | int | Sequence[str | int],
+        primary: str | int | Sequence[str | int] = 0,
         tau: float = 0.02,
         names: Sequence[str] | None = None,
         scale: Scale = "mean",

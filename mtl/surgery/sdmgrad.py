@@ -40,15 +40,15 @@ class SDMGrad(GramianSurgery):
     from noisy tasks. (Given such a product, which need not be symmetric, the method is the paper's.) As in the authors'
     code it is divided by the square of the mean norm, so that lr does not depend on the scale of the gradients, but
     without their summand against 0, which small gradients would feel. And lr counts as 1 over the norm of that matrix
-    where it is larger: there the iterates leap between corners of the simplex instead of settling. A Gramian has at
-    least the norm 1, so it always does at the usual lr.
+    where it is larger, unless ``scale="paper"``: there the iterates leap between corners of the simplex instead of
+    settling. A Gramian has at least the norm 1, so it always does at the usual lr.
 
     Args:
         lr: Learning rate of the weights, above 0.
         momentum: Its momentum, in [0, 1).
         n_iter: Steps at each call, at least 1.
         lambda_: Pull towards the mean, at least 0.
-        scale: ``"mean"`` and ``"paper"`` are the same here: equal rows give that row.
+        scale: Equal rows give that row in both; ``"paper"`` takes lr as it is.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -75,6 +75,7 @@ class SDMGrad(GramianSurgery):
         self._momentum = momentum
         self._n_iter = n_iter
         self._lambda = lambda_
+        self._scale = scale
         self._weights = TaskCoefficients()
         # Of many orthogonal rows of one length, one that doubles has its part go from (1 + lambda) / M to
         # max((1 + lambda) / 2, 2 lambda) / M.
@@ -94,11 +95,11 @@ class SDMGrad(GramianSurgery):
         if mean_norm == 0:
             return weights_M
         normal_MM = inner_MM / mean_norm / mean_norm
-        lr = min(self._lr, 1 / float(np.linalg.norm(normal_MM, 2)))
+        settling = math.inf if self._scale == "paper" else 1 / float(np.linalg.norm(normal_MM, 2))
         velocity_M = np.zeros_like(weights_M)
         for _ in range(self._n_iter):
             velocity_M = self._momentum * velocity_M + normal_MM @ (weights_M + self._lambda / len(weights_M))
-            weights_M = onto_simplex(weights_M - lr * velocity_M)
+            weights_M = onto_simplex(weights_M - min(self._lr, settling) * velocity_M)
         return weights_M
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class IMTLL(LearnedVariance):
         learning_rate: Adam's step size for ``s``, about its change in one step while the losses keep their side of the
             optimum.
         max_log_variance: Bound on ``|s|``. A memorised task's loss goes to 0 and its weight would explode as ``1 / L``;
-            2 treats losses below 0.14 and above 7.4 nats per token as these, and bounds ratios of weights by 55.
+            2.5 treats losses below 0.08 and above 12 nats per token as these, and bounds ratios of weights by 148.
 
     Raises:
         ValueError: If the learning rate or the bound is not above 0.

@@ -22,7 +22,7 @@ class LearnedVariance(ABC):
         num_tasks: Number of tasks T.
         learning_rate: Adam's step size for ``s``, about its change in one step while the losses keep their side of the
             optimum. 0.025 takes ``s`` across the range of usual losses in some 50 steps, and averages over as many.
-        max_log_variance: Bound on ``|s|``: 2 bounds ratios of weights by 55.
+        max_log_variance: Bound on ``|s|``: 2.5 bounds ratios of weights by 148.
 
     Raises:
         ValueError: If the learning rate or the bound is not above 0.
@@ -30,11 +30,11 @@ class LearnedVariance(ABC):
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, num_tasks: int, learning_rate: float = 0.025, max_log_variance: float = 2.0) -> None:
+    def __init__(self, num_tasks: int, learning_rate: float = 0.025, max_log_variance: float = 2.5) -> None:
         self._adam = TaskAdam(num_tasks, learning_rate)
         if not max_log_variance > 0:
             raise ValueError(
-                f"max_log_variance: must be above 0, found {max_log_variance}; 2 bounds weight ratios by 55"
+                f"max_log_variance: must be above 0, found {max_log_variance}; 2.5 bounds weight ratios by 148"
             )
         self._max_log_variance = max_log_variance
         self._log_variance_T = torch.zeros(num_tasks, dtype=torch.float64)

@@ -23,8 +23,8 @@ class LiebelKoerner(LearnedVariance):
         num_tasks: Number of tasks T.
         learning_rate: Adam's step size for ``s``, about its change in one step while the losses keep their side of the
             optimum.
-        max_log_variance: Bound on ``|s|``; 2 treats losses below 0.03 and above 13 nats per token as these, and bounds
-            ratios of weights by 55.
+        max_log_variance: Bound on ``|s|``; 2.5 treats losses below 0.012 and above 22 nats per token as these, and
+            bounds ratios of weights by 148.
 
     Raises:
         ValueError: If the learning rate or the bound is not above 0.

@@ -24,7 +24,7 @@ class Uncertainty(LearnedVariance):
         learning_rate: Adam's step size for ``s``, about its change in one step while the losses keep their side of the
             optimum. 0.025 takes ``s`` across the range of usual losses in some 50 steps, and averages over as many.
         max_log_variance: Bound on ``|s|``. A memorised task's loss goes to 0 and its weight would explode as ``1 / L``;
-            2 treats losses below 0.07 and above 3.7 nats per token as these, and bounds ratios of weights by 55.
+            2.5 treats losses below 0.04 and above 6.1 nats per token as these, and bounds ratios of weights by 148.
 
     Raises:
         ValueError: If the learning rate or the bound is not above 0.

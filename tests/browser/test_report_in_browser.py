@@ -24,6 +24,7 @@ TASKS = {
     "情感 😀": "accuracy",
     "<b>inflect": "exact_match",
     "a task with quite a long name": "chrf",
+    "a_name_without_a_space_" + "x" * 90: "accuracy",
     "notes": None,
 }
 SKILLS = {"pcgrad": 0.9, "equal": 0.6, "performance+pcgrad with a long name": 0.5, "rlw": 0.1}

@@ -214,15 +214,34 @@ def test_dora_trains_without_routes_and_exports(tmp_path):
         torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_dora_of_groups_that_share_no_task_exports(tmp_path):
+    model, ids = make_model(), torch.arange(10)[None]
+    groups = {"left": ["a", "b"], "right": ["c", "d"]}
+    layout = GroupLayout(model, 4, NAMES, groups=groups, group_lora_r=2, lora_r=0, use_dora=True, lora_dropout=0.0)
+    with torch.no_grad():
+        for parameter in layout.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    gradients = make_backward(model, layout)(random_batch(), torch.ones(4), step=0, apart=True)
+    assert gradients.shared_RN.any(dim=1).all()
+    assert not (gradients.shared_RN[0] * gradients.shared_RN[2]).any(), "of other groups"
+    layout.export(tmp_path, NAMES)
+    with torch.no_grad(), layout.activate(2):
+        plain = PeftModel.from_pretrained(make_model(), tmp_path / "c").eval()
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda m: LoraLayout(m, 2, lora_r=2, private_lora_r=2, use_dora=True), "use_dora=true with lora_r=2"),
         (lambda m: LoraLayout(m, 2, init_lora_weights="pissa"), "init_lora_weights=pissa: must be true, gaussian"),
+        (lambda m: LoraLayout(m, 2, lora_r=3, init_lora_weights="orthogonal"), "orthogonal: needs even ranks, found 3"),
+        (lambda m: LoraLayout(m, 2, lora_dropout=1.5), r"lora_dropout=1.5: must be a share in \[0, 1\)"),
         (lambda m: ExpertsLayout(m, 2, num_experts=0), "num_experts=0"),
         (lambda m: ExpertsLayout(m, 2, target_modules=["embed_tokens"]), "experts need layers that are linear"),
         (lambda m: SharedALayout(m, 2, target_modules=["embed_tokens"]), "can't share its A"),
         (lambda m: SharedALayout(m, 2, lora_r=0), "lora_r=0"),
+        (lambda m: GroupLayout(m, 4, NAMES, groups=GROUPS, use_dora=True), "use_dora=true: task a has 2 adapters"),
         (lambda m: GroupLayout(m, 4, NAMES, groups={}), "must name at least one group"),
         (lambda m: GroupLayout(m, 4, NAMES, groups={"x": "a"}), "groups.x=a: must be a list"),
         (lambda m: GroupLayout(m, 4, NAMES, groups={"x": ["e"]}), "e is not a task of the run"),
@@ -241,6 +260,81 @@ def test_other_initial_values_leave_the_base_model_alone(init):
     for name, parameter in base.named_parameters():
         name = name.replace("proj.weight", "proj.base_layer.weight")
         assert torch.equal(dict(model.named_parameters())[name], parameter)
+
+
+OF_EVEN_RANKS = {
+    "experts": lambda model, init: ExpertsLayout(model, 4, num_experts=2, lora_r=2, init_lora_weights=init),
+    "shared_a": lambda model, init: SharedALayout(model, 4, lora_r=4, init_lora_weights=init),
+    "groups": lambda model, init: GroupLayout(
+        model, 4, NAMES, groups=GROUPS, group_lora_r=2, lora_r=4, private_lora_r=2, init_lora_weights=init
+    ),
+    "both": lambda model, init: LoraLayout(model, 4, lora_r=4, private_lora_r=2, init_lora_weights=init),
+}
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
+@pytest.mark.parametrize("name", OF_EVEN_RANKS)
+def test_every_task_begins_as_the_base_model(name, init):
+    """Though an orthogonal B is not 0: its product with the A that was drawn with it is."""
+    model, ids = make_model(), torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        expected = model(ids).logits
+        layout = OF_EVEN_RANKS[name](model, init)
+        for task in range(4):
+            with layout.activate(task):
+                torch.testing.assert_close(model(ids).logits, expected, rtol=1e-6, atol=1e-6)
+    assert any(p.any() for key, p in layout.named_parameters().items() if "lora_B" in key) == (init == "orthogonal")
+
+
+def test_each_kind_of_adapter_has_its_own_dropout_layers_and_initial_values():
+    model = make_model()
+    GroupLayout(
+        model,
+        4,
+        NAMES,
+        groups=GROUPS,
+        group_lora_r=2,
+        lora_r=3,
+        private_lora_r=2,
+        lora_dropout=0.1,
+        group_lora_dropout=0.2,
+        private_lora_dropout=0.0,
+        target_modules=["q_proj", "up_proj"],
+        group_target_modules=["up_proj"],
+        private_target_modules=["o_proj"],
+        private_init_lora_weights="orthogonal",
+    )
+    attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+    found = {
+        name: set(layer.lora_A)
+        for name, layer in (("q", attention.q_proj), ("o", attention.o_proj), ("up", mlp.up_proj))
+    }
+    private = {f"task{task}" for task in range(4)}
+    assert found == {"q": {"shared"}, "o": private, "up": {"shared", "group0", "group1"}}
+    assert mlp.up_proj.lora_dropout["shared"].p == 0.1
+    assert mlp.up_proj.lora_dropout["group1"].p == 0.2
+    assert not isinstance(attention.o_proj.lora_dropout["task2"], torch.nn.Dropout)
+    assert not attention.q_proj.lora_B["shared"].weight.any()
+    assert attention.o_proj.lora_B["task2"].weight.any()
+
+
+def test_another_dropout_for_the_private_adapters_is_a_pass_for_each_task(tmp_path):
+    model = make_model()
+    layout = LoraLayout(model, 4, lora_r=2, private_lora_r=2, lora_dropout=0.0, private_lora_dropout=0.5)
+    assert not layout.can_route
+    with torch.no_grad():
+        for parameter in layout.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    model.train()
+    losses = [make_backward(model, layout).losses(random_batch(), step=step, apart=True) for step in (0, 0, 1)]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2]), "other masks"
+    model.eval()
+    ids = torch.arange(10)[None]
+    layout.export(tmp_path, NAMES)
+    with torch.no_grad(), layout.activate(1):
+        plain = PeftModel.from_pretrained(make_model(), tmp_path / "b").eval()
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

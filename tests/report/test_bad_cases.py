@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -83,6 +84,14 @@ def test_a_loss_that_is_not_finite_is_the_worst(loss):
     cases = worst_cases("task", {"only": [run_of([0, 0, 0], [5.0, loss, 1.0])]}, 2)
     assert prompts(cases, "loss_rank") == ["p1", "p0"]
     assert cases[0].loss == math.inf
+
+
+def test_losses_that_are_not_known():
+    """As in predictions by other programs."""
+    cases = worst_cases("task", {"only": [[replace(item, num_targets=0) for item in run_of([0, 1, 0.5])]]}, 3)
+    assert prompts(cases, "loss_rank") == []
+    assert prompts(cases, "score_rank") == ["p0", "p2"]
+    assert "loss not known · no. 1 by score: 0.00" in rendered(cases)[2]
 
 
 def test_right_answers_are_never_the_worst_by_score():

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mtl.report.charts import cost_chart, draw_charts, epochs_chart, forest_chart, pareto_chart
-from mtl.report.curve_charts import conflict_chart, learning_chart, lever_chart
+from mtl.report.curve_charts import GREY_ON_DARK, conflict_chart, learning_chart, lever_chart
 from mtl.report.drawing import BLUE, GREY, RED, charts_style, shown_strategies, shown_tasks
 from mtl.report.series import Curve, Moments, Series, mean_series, read_series
 
@@ -161,6 +161,15 @@ def test_levers_that_move(make_comparison):
     assert lever_chart(make_comparison(CHANGES), {"equal": Series(weights=wobbling)}) is None
 
 
+def test_levers_that_jump_are_smoothed(make_comparison):
+    steps = np.arange(1.0, 101)
+    weights = {"a": Curve(steps, 1 + 0.5 * (-1) ** steps), "b": Curve(steps, steps)}
+    axes = lever_chart(make_comparison(CHANGES), {"rlw": Series(weights=weights)}).figure.axes[0]
+    straight, jumping = axes.lines  # the first task is drawn last
+    assert straight.get_xdata() == pytest.approx(straight.get_ydata())
+    assert np.ptp(jumping.get_ydata()) == pytest.approx(0.2)
+
+
 def measured(*values):
     moments = Moments()
     for value in values:
@@ -181,7 +190,7 @@ def test_conflict_marks_what_is_not_told_from_zero(make_comparison):
     minus = "\N{MINUS SIGN}"
     assert cells[1.5, 0.5][0] == f"{minus}.25"
     assert cells[1.5, 0.5][1] != GREY
-    assert cells[0.5, 1.5] == (".25", GREY)
+    assert cells[0.5, 1.5] == (".25", GREY_ON_DARK)  # grey would not be read on dark blue
     assert cells[1.5, 1.5] == (".10", GREY)  # a single measurement shows nothing
     assert cells[0.5, 0.5] == (".45", "white")
     assert panel.get_title(loc="left") == "pcgrad: 1 to 2 measurements"

@@ -202,6 +202,18 @@ def test_better_in_every_example_and_seed_is_decided(make_run):
         assert (duel.p_adjusted, duel.sign_flip_p) == (2 / 1000, 2 / 2**6)
 
 
+def test_a_clear_winner_among_many_is_decided(make_run):
+    """Half of 40 examples right and all but one: Holm's factor over 29 others must not hide it."""
+    first = make_run("other_0", 0, tasks=CHOICE, num_examples=40)
+    answer_as(first, [place % 2 == 0 for place in range(40)])
+    for number in range(1, 29):
+        copy_as(first, f"other_{number}")
+    answer_as(copy_as(first, "winner"), [place != 1 for place in range(40)])
+    for verdict in compared(first.parent).verdicts:
+        assert (verdict.best, len(verdict.duels)) == ("winner", 29)
+        assert all(duel.decided and 0 < duel.p_adjusted < 1e-3 for duel in verdict.duels)
+
+
 def test_p_of_several_duels_is_adjusted_by_holm(make_run):
     skills = {"a": 0.6, "b": 0.5, "c": 0.45}
     folders = {name: make_run(name, 0, tasks=CHOICE, skill=skill, num_examples=60) for name, skill in skills.items()}
@@ -296,6 +308,37 @@ def test_seeds_that_others_lack_are_left_out_of_pairs(make_run):
     assert (
         "not all strategies have the seeds 0, 1, 2: c has 1, 5; d has 8; pairs are compared over the seeds they share"
     ) in comparison.notes
+
+
+def test_what_a_reference_of_one_seed_can_not_say(make_run, tmp_path):
+    for seed in (0, 1):
+        make_run("equal", seed, tasks=CHOICE)
+        make_run("alone", seed, folder=tmp_path / "two", tasks=CHOICE)
+    make_run("alone", 0, folder=tmp_path / "one", tasks=CHOICE)
+    note = "alone has one seed: its own spread over seeds is in no interval"
+    assert note in compared(tmp_path / "runs", reference=[tmp_path / "one"]).notes
+    assert note not in compared(tmp_path / "runs", reference=[tmp_path / "two"]).notes
+
+
+def test_references_near_zero_are_named_in_one_line(make_run, tmp_path):
+    tasks = {f"task_{place}": "exact_match" for place in range(7)}
+    make_run("equal", 0, tasks=tasks)
+    make_run("alone", 0, folder=tmp_path / "single", tasks=tasks, skill=dict.fromkeys(tasks, 0.0) | {"task_1": 1.0})
+    (note,) = [text for text in compared(tmp_path / "runs", reference=[tmp_path / "single"]).notes if "below" in text]
+    assert note == (
+        "the reference is below 0.05 in task_0 (0.000), task_2 (0.000), task_3 (0.000), task_4 (0.000), task_5 (0.000) "
+        "and 1 more: changes are divided by 0.05 there, and may dominate the mean"
+    )
+
+
+def test_several_models_are_marked(make_run):
+    folders = [make_run(name, 0, tasks=CHOICE) for name in ("equal", "pcgrad")]
+    assert not any("models" in note for note in compared(*folders).notes)
+    (folders[1] / "results.json").write_text(json.dumps(results_of(folders[1]) | {"model": "larger"}))
+    assert (
+        "the runs are of several models, made up, larger: the scores before training are those of made up, and losses "
+        "per token compare only where the tokenizer is the same"
+    ) in compared(*folders).notes
 
 
 def test_the_order_of_the_folders_does_not_matter(suite):

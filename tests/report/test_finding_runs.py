@@ -134,6 +134,20 @@ def test_what_changes_no_number_makes_no_strategy(make_folder, tmp_path):
     assert [run.strategy for run in find_runs([tmp_path]).runs] == ["equal", "equal"]
 
 
+def test_other_data_are_another_strategy(make_folder, tmp_path):
+    make_folder("sweep/tasks.a.path=raw,seed=0", 0, **{"tasks.a": {"path": "raw"}})
+    make_folder("sweep/tasks.a.path=clean,seed=0", 0, **{"tasks.a": {"path": "clean"}})
+    found = find_runs([tmp_path / "sweep"])
+    assert {run.strategy for run in found.runs} == {"tasks.a.path=raw", "tasks.a.path=clean"}
+    assert not found.notes
+
+
+def test_a_sweep_over_what_changes_no_number_compares_its_cost(make_folder, tmp_path):
+    make_folder("packing=true,seed=0", 0, packing=True)
+    make_folder("packing=false,seed=0", 0, packing=False)
+    assert strategies(tmp_path) == {"packing=true": 0, "packing=false": 0}
+
+
 def test_names_of_any_script(make_folder, tmp_path):
     """The composed and the decomposed form of a letter are one."""
     make_folder(f"a/{unicodedata.normalize('NFC', 'naïve')},seed=0", 0)
@@ -168,6 +182,8 @@ def test_a_run_without_results_is_marked(make_run, tmp_path):
     assert [run.strategy for run in found.runs] == ["done"]
     assert found.notes == [f"left out: {unfinished}: has not finished (there is no results.json)"]
     assert compare(found).notes[0] == found.notes[0]
+    (unfinished / "metrics.jsonl").unlink()  # it had only begun
+    assert find_runs([tmp_path / "runs"]).notes == found.notes
 
 
 @pytest.mark.parametrize(
@@ -177,6 +193,7 @@ def test_a_run_without_results_is_marked(make_run, tmp_path):
         ("results.json", '{"schema": 99}', "schema must be 1, found 99"),
         ("config.yaml", "a: [", "must be the config of the run"),
         ("config.yaml", "- 1", "must hold a mapping, found list"),
+        ("config.yaml", "only_task: [a]", r"only_task must be the name of a task or null, found \['a'\]"),
         ("config.yaml", None, "must be the config of the run, found: .*No such file"),
     ],
 )
@@ -191,6 +208,14 @@ def test_a_damaged_run_beside_a_good_one_is_marked(make_run, tmp_path, file, con
     assert "\n" not in note
     with pytest.raises(UserError, match=f"^No run can be read. left out: .*{reason}"):
         find_runs([path.parent])
+
+
+def test_a_seed_below_zero_is_marked(make_run, tmp_path):
+    make_run("good", tasks=CHOICE)
+    damaged = make_run("damaged", -1, tasks=CHOICE)
+    assert find_runs([tmp_path / "runs"]).notes == [
+        f"left out: {damaged / 'results.json'}: seed must not be negative, found -1."
+    ]
 
 
 def test_jobs_of_a_sweep(make_run, tmp_path):
@@ -247,15 +272,14 @@ def test_a_sweep_whose_jobs_all_failed_is_refused_with_an_error(make_run, tmp_pa
         find_runs([tmp_path / "second"])
 
 
-def test_predictions_of_an_older_version_are_refused(make_run):
+def test_predictions_that_lack_something_are_refused(make_run):
     folder = make_run(tasks=CHOICE)
     path = folder / "predictions" / "sentiment.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    del lines[2]["complete"], lines[2]["num_targets"]
+    del lines[2]["score"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = find_runs([folder])
-    message = rf"^{path}:3: must have the keys of a prediction, and lacks complete, num_targets; run it again\.$"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"^{path}:3: score must be a number from 0 to 1, found nothing; run the "):
         compare(found)
 
 

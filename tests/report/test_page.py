@@ -159,8 +159,9 @@ def test_texts_stay_texts(make_comparison, write, tmp_path):
     changes = {EVIL: {EVIL: 0.1, "a\nb": 0.2}, '=1+1,"x"': {EVIL: 0.0, "a\nb": 0.0}}
     page = write(
         make_comparison(changes, notes=(EVIL + "note",), failures={EVIL + "job": EVIL + "error"}),
-        sentences=[EVIL + "verdict", "a lone surrogate: \ud800"],
+        sentences=[EVIL + "verdict", "a lone surrogate: \ud800", "NUL: \0"],
     )
+    assert "\0" not in page.source
     assert page.source.count("<script") == page.source.count("</script") == 1
     for ending in ("note", "job", "error", "verdict"):
         assert EVIL + ending in page.text

@@ -91,6 +91,16 @@ def test_output_and_cases(make_run, tmp_path):
     assert not (folder / "report").exists()
 
 
+def test_cases_are_of_the_tasks_that_are_shown(make_run, tmp_path):
+    """A page of a thousand tasks stays a page."""
+    tasks = {f"task_{place}": "accuracy" for place in range(40)}
+    folder = make_run(tasks=tasks, num_examples=3, num_steps=2, skill={name: len(name) / 9 for name in tasks})
+    assert report(folder, "--output", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert "Of the 12 tasks shown above." in page
+    assert page.count("<details><summary><bdi>task_") == 12
+
+
 def test_single_task_runs_among_the_runs_are_the_reference(make_run, tmp_path, capsys):
     make_run("equal", tasks=SCORED, num_steps=4)
     for task in SCORED:
@@ -144,6 +154,20 @@ def fewer_losses(make_run):
     return make_run("a", tasks={"notes": None}), make_run("b", tasks={"notes": None}, num_examples=19)
 
 
+def other_losses_before(make_run):
+    folders = [make_run(name, tasks={"notes": None}) for name in ("a", "b")]
+    results = json.loads((folders[1] / "results.json").read_text())
+    results["tasks"]["notes"]["base"]["loss"] = 2.6
+    (folders[1] / "results.json").write_text(json.dumps(results))
+    return folders
+
+
+def fewer_predictions(make_run):
+    one, two, _ = three_runs(make_run)
+    change_lines(one, "inflect", lambda lines: lines[:-1])
+    return one, two
+
+
 def other_metric(make_run):
     return make_run("a", tasks=SCORED), make_run("b", tasks=SCORED | {"inflect": "accuracy"})
 
@@ -189,6 +213,8 @@ def output_is_a_file(make_run):
         (other_order, "b,seed=0 and {runs}/a,seed=0: must have the same test examples of inflect, and have others."),
         (fewer_examples, "b,seed=0 and {runs}/a,seed=0: must have the same test examples of sentiment, and have"),
         (fewer_losses, "b,seed=0 and {runs}/a,seed=0: must have the same test examples of notes, and have others."),
+        (other_losses_before, "b,seed=0 and {runs}/a,seed=0: must have the same test examples of notes, and have"),
+        (fewer_predictions, "a,seed=0: must have predictions of all 20 test examples of inflect, and has 19; run the "),
         (reference_of_other_examples, "only_sentiment,seed=0 and {runs}/a,seed=0: must have the same test examples of"),
         (other_metric, "a,seed=0 and {runs}/b,seed=0: must have the same metric of inflect, and have exact_match and "
          "accuracy. Compare runs with the same tasks."),

@@ -87,6 +87,37 @@ def test_a_damaged_line(file):
         read_series(file, METRICS)
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"step": 1, "p": ["a"], "lambda": {}, "w": None},
+        {"p": {"a": 0.5}},
+        {"step": 1, "p": {"a": "high"}},
+        {"step": 1, "eval": {"a": 0.5}},
+        {"step": "x", "eval": {"a": {"loss": 0.5}}},
+        {"step": 1, "p": {}, "conflict": {"tasks": ["a", "b"], "cosines": [[1.0]]}},
+        {"step": 1, "p": {}, "conflict": {"tasks": ["a", "b"], "cosines": [[1.0], [1.0]]}},
+        {"step": 1, "p": {}, "conflict": {"tasks": ["a"], "cosines": [[1e308]]}},
+    ],
+)
+def test_lines_that_are_no_records(file, record):
+    write(file, [record])
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: must hold the records of a run, found: .*; there are no curves"
+    ):
+        read_series(file, METRICS)
+
+
+def test_records_by_others(file):
+    """Without white space, and with less in them."""
+    records = [evaluation(0, 3.0), {"step": 1, "p": {"a": 0.5}}]
+    file.write_bytes(b"".join(json.dumps(record, separators=(",", ":")).encode() + b"\n" for record in records))
+    series = read_series(file, METRICS)
+    assert points(series.losses["a"]) == {0: 3.0}
+    assert points(series.probabilities["a"]) == {1: 0.5}
+    assert series.weights == series.coefficients == {}
+
+
 def test_a_missing_file(file):
     with pytest.raises(UserError, match=r"metrics\.jsonl: must be a readable file, found: No such file"):
         read_series(file, METRICS)

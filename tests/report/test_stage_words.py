@@ -1,7 +1,11 @@
 """What the report says of stages, whole."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from mtl.errors import UserError
 from mtl.report.stage_words import MAX_RUNS, stage_sentences
 
 JOINT = {"stage": "joint", "tasks": ["a", "b", "c"], "steps": 4}
@@ -41,3 +45,10 @@ def test_of_many_runs_the_first_ones_are_told():
     found = stage_sentences([run(WEAK, seed=seed) for seed in range(MAX_RUNS + 3)])
     assert len(found) == MAX_RUNS + 1
     assert found[-1] == "3 more runs have such stages; their results.json says what became of them."
+
+
+@pytest.mark.parametrize("record", [1, {"weakness": 3, "stage": "weak", "tasks": ["a"]}, {"guard": [1], "tasks": []}])
+def test_damaged_records_are_refused(record):
+    run = SimpleNamespace(strategy="x", seed=0, folder=Path("run"), results=SimpleNamespace(stages=[record]))
+    with pytest.raises(UserError, match=r"run/results\.json: stages must be what a run has written, found: "):
+        stage_sentences([run])

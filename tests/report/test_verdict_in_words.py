@@ -85,7 +85,7 @@ def test_a_single_strategy(make_comparison):
     assert sentences(comparison) == [
         "pcgrad: mean over the tasks +15.0 % [+10.0 %, +20.0 %] against single-task, worst task inflect +10.0 % "
         "[+5.0 %, +15.0 %].",
-        "No task is surely worse than single-task with pcgrad.",
+        "With pcgrad, no task is worse than single-task by its whole interval.",
     ]
     assert sentences(make_comparison({"pcgrad": CHANGES["pcgrad"]}, compared=False)) == [
         "pcgrad: mean over the tasks 0.575 [0.525, 0.625], worst task inflect 0.550 [0.500, 0.600]."
@@ -94,17 +94,31 @@ def test_a_single_strategy(make_comparison):
 
 def test_tasks_hurt(make_comparison):
     assert sentences(make_comparison(CHANGES))[1:] == [
-        "No task is surely worse than single-task with pcgrad and equal.",
-        "rlw leaves sentiment worse than single-task, with the whole interval.",
+        "With pcgrad and equal, no task is worse than single-task by its whole interval.",
+        "rlw leaves sentiment worse than single-task by the whole interval.",
     ]
+
+
+def test_a_task_hurt_by_chance(make_comparison):
+    """Of many intervals some lie below 0 by chance; the adjusted p allows for that."""
+    comparison = make_comparison({"rlw": {"sentiment": -0.2, "inflect": -0.1}, "equal": {"sentiment": 0, "inflect": 0}})
+    rlw = comparison.strategies[0]
+    for p, ending in ((0.06, "none of them"), (0.01, "sentiment")):
+        tasks = rlw.tasks | {"inflect": replace(rlw.tasks["inflect"], p_adjusted=0.07)}
+        tasks |= {"sentiment": replace(rlw.tasks["sentiment"], p_adjusted=p)}
+        strategies = [replace(rlw, tasks=tasks), comparison.strategies[1]]
+        assert (
+            "rlw leaves sentiment and inflect worse than single-task by the whole interval; adjusted for the number of "
+            f"tasks, p is below .05 in {ending}."
+        ) in sentences(replace(comparison, strategies=strategies))
 
 
 def test_a_task_hurt_everywhere(make_comparison):
     changes = {name: own | {"inflect": -0.3} for name, own in CHANGES.items()}
     assert sentences(make_comparison(changes))[1:] == [
-        "pcgrad leaves inflect worse than single-task, with the whole interval.",
-        "equal leaves inflect worse than single-task, with the whole interval.",
-        "rlw leaves sentiment and inflect worse than single-task, with the whole interval.",
+        "pcgrad leaves inflect worse than single-task by the whole interval.",
+        "equal leaves inflect worse than single-task by the whole interval.",
+        "rlw leaves sentiment and inflect worse than single-task by the whole interval.",
         "Every strategy leaves inflect worse than single-task.",
     ]
 

@@ -73,6 +73,7 @@ GOLDEN = {
         "tokens_per_second": 320.0,
         "peak_memory_bytes": None,
     },
+    "stages": [],
 }
 
 
@@ -93,6 +94,12 @@ def test_nan_is_never_written(tmp_path: Path) -> None:
     back = read_results(path)
     assert back.tasks["a"].test == {"accuracy": 0.0, "loss": None, "num_examples": 50}
     assert back.cost.tokens_per_second is None
+
+
+def test_there_may_be_no_validation(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(GOLDEN | {"tasks": {"text": {**GOLDEN["tasks"]["text"], "val": {}}}}))  # type: ignore[index]
+    assert read_results(path).tasks["text"].val == {}
 
 
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
@@ -127,6 +134,7 @@ def test_damaged_files_are_one_line(content: bytes, message: str, tmp_path: Path
         (["tasks"], [], r"tasks must be an object, found \[\]"),
         (["tasks", "text"], None, "tasks.text must be an object, found None"),
         (["tasks", "text", "test"], {}, "tasks.text.test.loss must be a number or null, found nothing"),
+        (["tasks", "text", "test"], {"loss": 1.0}, "tasks.text.test.num_examples must be an integer, found nothing"),
         (["tasks", "text", "test", "loss"], "low", "tasks.text.test.loss must be a number or null, found 'low'"),
         (["tasks", "text", "metric"], "bleu", "tasks.text.base.bleu must be a number or null, found nothing"),
         (["tasks", "text", "examples_seen"], True, "tasks.text.examples_seen must be an integer, found True"),
@@ -143,6 +151,15 @@ def test_what_is_missing_or_wrong_is_named(keys: list[str], value: Any, message:
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"results\.json: {message}; run the training again\."):
+        read_results(path)
+
+
+def test_a_score_that_is_better_if_low(tmp_path: Path) -> None:
+    """It would be compared the wrong way round."""
+    path = tmp_path / "results.json"
+    tasks = {"text": GOLDEN["tasks"]["text"] | {"higher_is_better": False}}  # type: ignore[index]
+    path.write_text(json.dumps(GOLDEN | {"tasks": tasks}))
+    with pytest.raises(UserError, match=r"tasks\.text\.higher_is_better must be true of any score; store 1 - x, say\."):
         read_results(path)
 
 
@@ -165,8 +182,42 @@ def test_predictions(tmp_path: Path) -> None:
         b'"loss": 0.1, "num_targets": 1, "complete": false}'
     )
     assert read_predictions(path) == rows
-    path.write_text('{"prompt": "p", "reference": "r"}\n')
-    with pytest.raises(UserError, match=r":1: must have the keys of a prediction, and lacks answer, complete"):
-        read_predictions(path)
     with pytest.raises(UserError, match="must be a file, and there is none"):
         read_predictions(tmp_path / "predictions" / "other.jsonl")
+
+
+LEAST = {"prompt": "p", "reference": "r", "prediction": "x", "score": 0.5}
+
+
+def test_predictions_by_others(tmp_path: Path) -> None:
+    """What the contract names is enough."""
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps(LEAST) + "\n")
+    assert read_predictions(path) == [Prediction("p", "r", "x", "x", 0.5, "task.jsonl:1", None, 0, True)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("prompt", None, "prompt must be a text, found None"),
+        ("answer", 3, "answer must be a text, found 3"),
+        ("score", 31.5, r"score must be a number from 0 to 1, found 31\.5"),
+        ("score", math.nan, "score must be a number from 0 to 1, found nan"),
+        ("score", True, "score must be a number from 0 to 1, found True"),
+        ("loss", "low", "loss must be a number or null, found 'low'"),
+        ("num_targets", -1, "num_targets must be a number of tokens, found -1"),
+        ("complete", 1, "complete must be true or false, found 1"),
+    ],
+)
+def test_a_damaged_prediction_is_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps(LEAST) + "\n" + json.dumps(LEAST | {key: value}) + "\n")
+    with pytest.raises(UserError, match=rf"task\.jsonl:2: {message}; run the training again\."):
+        read_predictions(path)
+
+
+def test_a_prediction_that_lacks_something(tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_text('{"prompt": "p", "reference": "r"}\n')
+    with pytest.raises(UserError, match=r":1: prediction must be a text, found nothing"):
+        read_predictions(path)

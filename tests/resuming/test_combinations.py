@@ -19,12 +19,17 @@ TASKS = ("small", "middle", "large")
 # What an option can't do without, or several ways of it that have states of their own.
 VARIANTS = {
     "weighter=static": [["weighter.weights.small=3"]],
+    "weighter=dwa": [["weighter.window_tokens=4"]],
     "weighter=excessdro": [[f"weighter.references.{task}=2.5" for task in TASKS]],
     "sampler=doremi": [[f"sampler.references.{task}=2.5" for task in TASKS]],
     "sampler=specified": [[f"sampler.probabilities.{task}={p}" for task, p in zip(TASKS, (5, 3, 2), strict=True)]],
     "sampler=performance": [[f"sampler.signal={signal}"] for signal in ("gap", "loss_ratio", "progress")],
     "sampler=exp3": [[f"sampler.reward={reward}"] for reward in ("loss_decrease", "gap_closed")],
     "surgery=pcgrad": [[], ["surgery_granularity=module"], ["surgery_every=2"]],
+    "adapters=shared_and_per_task": [
+        [],
+        ["adapters.private_lora_dropout=0.2", "adapters.private_init_lora_weights=orthogonal"],
+    ],
     "adapters=task_groups": [["adapters.groups.some=[small,large]"]],
 }
 UNINSTALLED = [] if find_spec("torchjd") else ["surgery=torchjd"]

@@ -118,6 +118,8 @@ def test_a_changed_config_is_taken_when_told_to(tmp_path, command, capsys, inter
 def test_another_environment_is_warned_of(tmp_path, command, capsys, interrupted_copy):
     whole = command(tmp_path / "whole", "max_steps=2")
     capsys.readouterr()
+    command(interrupted_copy(whole, 1, tmp_path / "same"), "max_steps=2", "resume_from_checkpoint=auto")
+    assert "resuming where" not in capsys.readouterr().out
     command(
         interrupted_copy(whole, 1, tmp_path / "copy"),
         *("max_steps=2", "resume_from_checkpoint=auto", "micro_batch_tokens=100"),

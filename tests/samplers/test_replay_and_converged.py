@@ -13,7 +13,10 @@ from mtl.samplers.replay import Replay, restricted
 def feedback(tasks, losses, validation=None):
     losses_M = torch.tensor(losses, dtype=torch.float64)
     gramian_MM = torch.outer(losses_M, losses_M)
-    return TaskFeedback(3, tasks, [task + 1 for task in tasks], losses_M, losses_M / 2, gramian_MM, validation)
+    num_targets_M = [10 * task for task in tasks]
+    return TaskFeedback(
+        3, tasks, [task + 1 for task in tasks], losses_M, losses_M / 2, gramian_MM, validation, num_targets_M
+    )
 
 
 def test_replay_gives_the_others_their_share_at_all_times():
@@ -54,6 +57,7 @@ def test_the_inner_sampler_hears_of_its_own_tasks_only():
     kept = restricted(feedback([0, 2, 4], [1.0, 2.0, 3.0], validation), [2, 4])
     assert (kept.tasks, kept.counts_M, kept.step) == ([0, 1], [3, 5], 3)
     assert kept.losses_M.tolist() == [2.0, 3.0]
+    assert kept.num_targets_M == [20, 40]
     assert kept.losses_after_M.tolist() == [1.0, 1.5]
     assert kept.gramian_MM.tolist() == [[4.0, 6.0], [6.0, 9.0]]
     assert kept.validation == {0: {"loss": 2.0}, 1: {"loss": 3.0}}

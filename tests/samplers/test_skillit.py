@@ -8,6 +8,7 @@ import torch
 
 from mtl.interfaces import TaskFeedback
 from mtl.samplers import SkillIt
+from mtl.samplers.skillit import measured_matrix
 
 SIZES = [10, 20, 30]
 MATRIX = [[1, 0.5, 0], [0, 1, 0.5], [0, 0, 1]]
@@ -86,3 +87,23 @@ def test_floor_and_training_steps() -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SkillIt(**({"sizes": SIZES} | arguments))
+
+
+def test_the_matrix_of_runs_on_single_tasks() -> None:
+    found = measured_matrix([4.0, 2.0], [[1.0, 1.5], [5.0, 0.5]])
+    assert found == [[0.75, 0.25], [0.0, 0.75]]  # a task that makes another worse is of no use to it
+    sampler = SkillIt([1, 1], matrix=found, eta=1.0, floor=0.0)
+    sampler.update(evaluated({0: 1.0, 1: 1.0}))
+    np.testing.assert_allclose(sampler.probabilities, expected([1.0, 0.75]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([1.0, 0.0], [[1.0, 1.0], [1.0, 1.0]], r"^before_T: must be losses above 0, found \[1.0, 0.0\]; "),
+        ([1.0, 1.0], [[1.0, 1.0]], r"^after_TT: must be 2 rows of as many losses, found \[2\]; "),
+    ],
+)
+def test_runs_that_make_no_matrix(before: list[float], after: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measured_matrix(before, after)

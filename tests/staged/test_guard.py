@@ -141,7 +141,7 @@ def test_one_example_proves_nothing():
 
 def losses(values, targets):
     total = sum(values) / sum(targets)
-    return TaskEvaluation(total, len(values), sum(targets), None, {}, [], values, targets)
+    return TaskEvaluation(total, len(values), sum(targets), None, {}, [], values)
 
 
 def test_where_there_is_only_a_loss_its_relative_rise_counts():

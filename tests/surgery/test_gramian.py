@@ -67,6 +67,18 @@ def test_makes_no_float64_copy_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < sizes.largest <= 16
 
 
+@pytest.mark.parametrize("sizes", [[1e-30], [1e30], [1e-36], [1e-30, 1.0, 1e30], [1e-12, 1e19, 0.0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_whose_squares_leave_the_range_of_float32(sizes: list[float], dtype: torch.dtype) -> None:
+    """They used to come out as infinite, or as rows of 0."""
+    lengths = torch.tensor([sizes[row % len(sizes)] for row in range(5)], dtype=torch.float64)
+    rows = (random_rows(5, 20_000) * lengths[:, None]).to(dtype)
+    found, expected = gramian(rows), rows.double() @ rows.double().T
+    norms = expected.diagonal().sqrt()
+    assert torch.equal(found, found.T)
+    assert ((found - expected).abs() <= 1e-6 * norms[:, None] * norms).all()
+
+
 @pytest.mark.parametrize("num_rows", [1, 3, 64])
 def test_full_size_rows_with_a_rest(num_rows: int) -> None:
     rows = random_rows(num_rows, 100 * MODULE.PIECE + 777, torch.float32)

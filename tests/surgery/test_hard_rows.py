@@ -68,6 +68,30 @@ def test_the_result_is_finite_and_not_long(make_surgery) -> None:
                 assert (found.abs() <= 100 * rows.abs().sum()).all(), (name, dtype)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_float32_rows_of_any_size_are_combined_like_others(make_surgery, size: float) -> None:
+    rows = random_rows(4).float()
+    found, usual = make_surgery()(size * rows), make_surgery()(rows)
+    torch.testing.assert_close((found.double() / size).float(), usual, rtol=1e-4, atol=1e-5)
+
+
+def test_float32_rows_of_any_two_sizes_have_a_finite_result(make_surgery) -> None:
+    """Its coefficients may leave the range of float32."""
+    rows = random_rows(4) * torch.tensor([[1e-30], [1.0], [1e30], [1e-3]], dtype=torch.float64)
+    assert make_surgery()(rows.float()).isfinite().all()
+
+
+@pytest.mark.parametrize("surgery", [ConFIG(), IMTLG()], ids=lambda surgery: type(surgery).__name__)
+@pytest.mark.parametrize("left", [1e-2, 1e-4, 1e-5, 1e-6])
+def test_what_is_left_of_nearly_opposed_rows_has_equal_angles(surgery, left: float) -> None:
+    """It is a small eigenvalue of their Gramian; leaving it out would hurt a task."""
+    for rows in (torch.stack([A, left * B - A]), torch.stack([A, B, left * C - A - B])):
+        d = surgery(rows)
+        products = rows @ d / (rows.norm(dim=1) * d.norm())
+        assert (products > 0.1 * left).all()
+        torch.testing.assert_close(products, products.mean().expand(len(rows)), rtol=1e-2, atol=0)
+
+
 def test_rows_of_0_give_0(make_surgery) -> None:
     assert make_surgery()(torch.zeros(3, 7)).tolist() == [0.0] * 7
 

@@ -39,6 +39,8 @@ def problems() -> dict[str, Tensor]:
         "conflicting": conflicting,
         "of all lengths": lengths * conflicting,
         "few columns": (conflicting - 0.09 * rows.mean(axis=0))[:, :80],
+        "more rows than columns": rows[:, :28],
+        "of low rank": rows[:, :8] @ rows[:8] + 1e-3 * rows,
     }
     return {name: gramian(torch.from_numpy(rows).float()) for name, rows in found.items()}
 

@@ -34,7 +34,28 @@ def test_weights_follow_the_rates_between_the_last_two_windows() -> None:
     torch.testing.assert_close(weighter.weights(None), torch.ones(2, dtype=torch.float64), rtol=1e-14, atol=0)
 
 
-def test_window_means_are_over_examples() -> None:
+def test_window_means_are_over_target_tokens() -> None:
+    weighter = DWA(1, window=2)
+    for loss, tokens in ((1.0, 30), (5.0, 10)):
+        losses = torch.tensor([loss], dtype=torch.float64)
+        weighter.update(TaskFeedback(0, [0], [1], losses, num_targets_M=[tokens]))
+    assert weighter.state_dict()["last"].tolist() == [2.0]
+
+
+def test_windows_of_tokens_close_after_as_many_of_the_task() -> None:
+    weighter = DWA(2, window=1, window_tokens=100)
+    for step in range(10):
+        losses = torch.tensor([2.0, 2.0 if step < 5 else 1.0], dtype=torch.float64)
+        weighter.update(TaskFeedback(step, [0, 1], [1, 1], losses, num_targets_M=[50, 20]))
+        if step < 9:
+            assert weighter.weights(None).tolist() == [1, 1]  # the second task has 100 tokens after 5 steps
+    expected = dwa_weights(torch.tensor([1.0, 0.5], dtype=torch.float64), 2.0)
+    torch.testing.assert_close(weighter.weights(None), expected, rtol=1e-14, atol=0)
+    with pytest.raises(ValueError, match=r"^num_targets_M: must be given for window_tokens, found None; "):
+        update(weighter, {0: 1.0})
+
+
+def test_window_means_are_over_examples_where_the_tokens_are_not_known() -> None:
     weighter = DWA(1, window=2)
     update(weighter, {0: 1.0}, {0: 3})
     update(weighter, {0: 5.0}, {0: 1})
@@ -73,6 +94,7 @@ def test_memorised_task_counts_as_one_that_stands_still() -> None:
     [
         ({"temperature": 0.0}, "temperature: must be above 0, found 0.0; "),
         ({"window": 0}, "window: must be at least 1 step with the task, found 0; "),
+        ({"window_tokens": 0}, "window_tokens: must be at least 1, found 0; "),
         ({"min_loss": -1.0}, "min_loss: must be above 0 nats per token, found -1.0; "),
     ],
 )

@@ -41,6 +41,19 @@ def test_golden_weights() -> None:
     assert stch_weights(double(1, 2, 3), 0.5).tolist() == pytest.approx([0.015876, 0.117310, 0.866813], abs=5e-7)
 
 
+def test_the_papers_form_has_the_golden_weights_from_the_first_step_on() -> None:
+    weighter = STCH(3, mu=0.5, relative=False)
+    for _ in range(3):
+        found = weighter.weights(feedback({0: 1.0, 1: 2.0, 2: 3.0}))
+        assert (found / 3).tolist() == pytest.approx([0.015876, 0.117310, 0.866813], abs=5e-7)
+        weighter.update(feedback({0: 1.0, 1: 2.0, 2: 3.0}))
+    shifted = STCH(3, NAMES, mu=0.5, relative=False, z={"prose": 1.0}).weights(feedback({0: 2.0, 1: 2.0, 2: 3.0}))
+    torch.testing.assert_close(shifted, found, rtol=1e-12, atol=0)
+    absent = weighter.weights(feedback({0: 1.0, 1: 1.0}))
+    assert absent[2] == found[2]
+    assert absent[0] == absent[1]
+
+
 @pytest.mark.parametrize("mu", [0.01, 0.1, 0.5, 1.0, 7.0])
 def test_weights_are_the_gradient_of_a_smooth_maximum_within_its_bounds(mu: float) -> None:
     objectives = double(0.3, -1.0, 0.25, 2.0).requires_grad_()

@@ -56,12 +56,13 @@ def test_first_step_moves_by_the_learning_rate_towards_the_optimum() -> None:
 
 
 def test_fixed_point_is_log_2l_with_weights_inverse_to_the_losses() -> None:
-    losses = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
+    losses = torch.tensor([0.1, 1.0, 4.0], dtype=torch.float64)
     weighter = Uncertainty(3)
     for _ in range(3_000):
         weighter.update(feedback(dict(enumerate(losses.tolist()))))
     torch.testing.assert_close(weighter.state_dict()["log_variance"], torch.log(2 * losses), rtol=0, atol=1e-6)
     torch.testing.assert_close(weighter.weights(None), 3 / losses / (1 / losses).sum(), rtol=1e-5, atol=0)
+    assert torch.exp(-weighter.state_dict()["log_variance"]).tolist() == pytest.approx([5, 0.5, 0.125], abs=1e-5)
 
 
 def test_weights_have_mean_1_and_fall_with_the_loss() -> None:
@@ -76,9 +77,9 @@ def test_vanishing_and_huge_losses_are_clamped() -> None:
     weighter = Uncertainty(2, learning_rate=0.5)
     for _ in range(100):
         weighter.update(feedback({0: 0.0, 1: 1e4}))
-    assert weighter.state_dict()["log_variance"].tolist() == [-2.0, 2.0]
+    assert weighter.state_dict()["log_variance"].tolist() == [-2.5, 2.5]
     weights = weighter.weights(None)
-    assert float(weights[0] / weights[1]) == pytest.approx(math.exp(4))
+    assert float(weights[0] / weights[1]) == pytest.approx(math.exp(5))
 
 
 def test_absent_tasks_are_untouched_bitwise() -> None:
