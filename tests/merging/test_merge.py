@@ -100,8 +100,11 @@ def test_fork_merge_report_and_train_on(first, sweep, branches, merged, read, tm
     for name, values in evaluations[-1]["eval"].items():
         assert values["loss"] == results.tasks[name].val["loss"]
 
-    # It is a run: it reports, and training goes on from it.
+    # It is a run: it can be handed over, it reports, and training goes on from it.
+    assert main(["export", str(folder), "--all"]) == 0
     capsys.readouterr()
+    assert main(["eval", str(folder)]) == 0
+    assert "exactly as in the run's results.json" in capsys.readouterr().out
     assert main(["report", str(folder), str(sweep), "--output", str(tmp_path / "report")]) == 0
     shown = capsys.readouterr().out
     assert "merged" in shown
