@@ -50,6 +50,7 @@ from mtl.training import save
 from mtl.trouble import explained_memory
 
 EVALUATIONS_OF_A_POINT = 12  # the greedy search takes 5, twice where tasks have parameters of their own
+START = "start"  # what it is called in files and logs
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def merge(request: Request) -> Path:
     branches = read_branches(expanded(request.runs))
     if len(branches) < 2:
         raise UserError(f"RUNS: there must be at least two to merge, and there is {branches[0].folder} alone.")
-    start = None if request.start is None else read_branch(request.start, "start")
+    taken = any(branch.name == START for branch in branches)
+    start = None if request.start is None else read_branch(request.start, str(request.start) if taken else START)
     points = [*branches, *([start] if start else [])]
     check_alike(points)
     if start:
@@ -113,7 +115,7 @@ def merged_settings(request: Request, branches: Sequence[Branch]) -> Settings:
         config.eval_scores = True
     settings = settings_of(config, request.output)
     strategy = {
-        lever: "|".join(dict.fromkeys(str(branch.results.strategy[lever]) for branch in branches))
+        lever: "|".join(dict.fromkeys(str(branch.results.strategy.get(lever)) for branch in branches))
         for lever in branches[0].results.strategy
     }
     return replace(settings, strategy={**strategy, "merged": settings.options.select_by})

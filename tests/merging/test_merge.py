@@ -100,8 +100,11 @@ def test_fork_merge_report_and_train_on(first, sweep, branches, merged, read, tm
     for name, values in evaluations[-1]["eval"].items():
         assert values["loss"] == results.tasks[name].val["loss"]
 
-    # It is a run: it reports, and training goes on from it.
+    # It is a run: it can be handed over, it reports, and training goes on from it.
+    assert main(["export", str(folder), "--all"]) == 0
     capsys.readouterr()
+    assert main(["eval", str(folder)]) == 0
+    assert "exactly as in the run's results.json" in capsys.readouterr().out
     assert main(["report", str(folder), str(sweep), "--output", str(tmp_path / "report")]) == 0
     shown = capsys.readouterr().out
     assert "merged" in shown
@@ -139,6 +142,14 @@ def test_the_best_mixture_is_found_where_it_is_known(train, changed, merged, rea
 def test_the_same_again_gives_the_same(start_and_branches, merged):
     folders = [merged(*start_and_branches, "--max-evaluations", 6, output=name) for name in ("a/merged", "b/merged")]
     assert bytes_of(folders[0]) == bytes_of(folders[1])
+
+
+def test_a_merge_can_be_merged_and_a_branch_can_be_called_start(first, branches, merged, read, tmp_path):
+    shutil.copytree(branches[0], tmp_path / "start")
+    once = merged(tmp_path / "start", branches[1], "--start", first, "--max-evaluations", 3, output="once")
+    assert sorted(read(once / "merge.json")["runs"]) == sorted(["start", branches[1].name, str(first)])
+    twice = merged(branches[1], once, "--max-evaluations", 2)
+    assert read_results(twice / "results.json").cost.steps == 12 + 18
 
 
 class Untouchable:
