@@ -34,7 +34,7 @@ from torch import Tensor
 
 from mtl.errors import UserError
 
-SCHEMA = 3
+SCHEMA = 4  # 3 would be one wrong bit away from 1, the schema without a sha256 of its own
 STATE, TENSORS, MANIFEST, LATEST = "state.json", "tensors.safetensors", "manifest.json", "latest"
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})(\.old)?")
 

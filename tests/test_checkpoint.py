@@ -197,7 +197,7 @@ def test_every_single_bit_of_a_manifest_counts(tmp_path):
         assert str(caught.value).startswith(f"{file} is damaged: "), bit
 
 
-@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b"{}", b'{"schema": 3}', b"\xff\xfe", b"[[1, 2]]"])
+@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b"{}", b'{"schema": 4}', b"\xff\xfe", b"[[1, 2]]"])
 def test_what_is_no_manifest_is_damage(tmp_path, content):
     file = save(tmp_path, 2) / "manifest.json"
     file.write_bytes(content)
@@ -245,10 +245,10 @@ def first_schema(folder):
 def later_schema(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sha256"]
-    return sealed({**manifest, "schema": 4})
+    return sealed({**manifest, "schema": 5})
 
 
-@pytest.mark.parametrize(("written_by", "schema"), [(first_schema, 1), (later_schema, 4)])
+@pytest.mark.parametrize(("written_by", "schema"), [(first_schema, 1), (later_schema, 5)])
 def test_another_version_is_not_damage(tmp_path, written_by, schema):
     save(tmp_path, 1)
     folder = save(tmp_path, 2)

@@ -259,7 +259,7 @@ def test_every_option_of_the_schema_reaches_options():
     groups = {"model", "tasks", "adapters", "sampler", "weighter", "surgery", "optimizer", "scheduler"}
     groups |= {"stages", "launch", "sweep"}
     other = {"only_task", "only_budget", "stage_order", "output_dir", "cache_dir", "resume_from_checkpoint"}
-    other |= {"resume_from", "reference"}
+    other |= {"resume_from", "reference", "merged_from"}
     assert set(OmegaConf.to_container(config)) == set(Options.__dataclass_fields__) | groups | other
 
 

@@ -60,7 +60,8 @@ def on_ranks(num_ranks, work):
 
 def approximately(evaluation):
     predictions = [replace(item, loss=pytest.approx(item.loss, rel=1e-12)) for item in evaluation.predictions]
-    return replace(evaluation, loss=pytest.approx(evaluation.loss, rel=1e-12), predictions=predictions)
+    losses = pytest.approx(list(evaluation.losses), rel=1e-12)
+    return replace(evaluation, loss=pytest.approx(evaluation.loss, rel=1e-12), predictions=predictions, losses=losses)
 
 
 def test_loss_is_the_mean_over_all_target_tokens(model, tokenizer, tasks, alone, no_adapters):

@@ -33,7 +33,7 @@ VARIANTS = {
     "adapters=task_groups": [["adapters.groups.some=[small,large]"]],
 }
 UNINSTALLED = [] if find_spec("torchjd") else ["surgery=torchjd"]
-SPLIT_STEP = 2  # of 2 steps in each of up to two stages
+PRIVATE_LAYOUTS = {f"adapters={name}" for name in ("per_task", "shared_and_per_task", "shared_a_per_task_b", "experts")}
 
 
 def options_of(group):
@@ -83,7 +83,10 @@ def name_of(case):
 
 
 def overrides_of(case):
-    return [*itertools.chain(*case), "max_steps=2", "allow_ineffective=true"]
+    options = list(itertools.chain(*case))
+    if "stages=weak_private" in options and not set(options) & PRIVATE_LAYOUTS:
+        options.append("stages.weak_private.trainable=all")
+    return [*options, "max_steps=2", "allow_ineffective=true"]
 
 
 def test_the_arrays_cover_what_they_should():
@@ -98,7 +101,8 @@ def test_the_arrays_cover_what_they_should():
 def check(case, tmp_path, command, interrupted_copy, outcome):
     levers = overrides_of(case)
     whole = command(tmp_path / "whole", *levers)
-    step = 1 + sum(map(len, map(str, case))) % (3 if "joint_then_weak" in name_of(case) else 1)
+    two_stages = "stages=joint" not in levers
+    step = 1 + sum(map(len, map(str, case))) % (3 if two_stages else 1)
     resumed = command(interrupted_copy(whole, step, tmp_path / "resumed"), *levers, "resume_from_checkpoint=auto")
     assert outcome(resumed) == outcome(whole)
 

@@ -66,7 +66,7 @@ def test_the_weak_tasks_are_those_furthest_below_the_reference(tmp_path, command
     for task, score in (("agrees", 0.8), ("denies", 0.9), ("counts", 0.1)):
         folder = alone / task
         folder.mkdir(parents=True)
-        values = {"accuracy": score, "loss": 1.0}
+        values = {"accuracy": score, "loss": 1.0, "num_examples": 20}
         content = {
             "metric": "accuracy",
             **dict.fromkeys(("base", "val", "test"), values),
