@@ -15,9 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread on
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["ACCELERATE_USE_CPU"] = "true"
 
+import absl.logging
 import pytest
 import torch
 from safetensors.torch import load_file
+
+# TensorBoard brings absl, whose handler closes its stream when Hydra sets logging up, unless that is the present or the
+# first standard error. Made within a test it would hold pytest's, and close that under the next test with capsys.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
