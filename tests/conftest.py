@@ -150,6 +150,22 @@ def launch():
 
 
 @pytest.fixture
+def command(arguments):
+    """Trains in this process by a folder's own ``arguments``; returns the run, or with ``code=None`` the exit code."""
+
+    from mtl.cli import main
+
+    def run(output_dir, *overrides, code=0):
+        found = main(["train", *arguments, f"output_dir={output_dir}", *overrides])
+        if code is None:
+            return found
+        assert found == code
+        return output_dir
+
+    return run
+
+
+@pytest.fixture
 def interrupted_copy():
     """What a run that was killed after the checkpoint of ``step`` leaves: later records, even torn ones, too."""
 

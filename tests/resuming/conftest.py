@@ -2,8 +2,6 @@
 
 import pytest
 
-from mtl.cli import main
-
 WORDS = ["red", "green", "blue", "up", "down"]
 SIZES = {"small": 24, "middle": 40, "large": 90}
 
@@ -28,17 +26,3 @@ def arguments(tmp_path, monkeypatch, tiny_folder, make_task):
         "eval_steps=1",
         "keep_last=99",
     ]
-
-
-@pytest.fixture
-def command(arguments):
-    """Trains in this process; returns the folder, or with ``code=None`` the exit code."""
-
-    def run(output_dir, *overrides, code=0):
-        found = main(["train", *arguments, f"output_dir={output_dir}", *overrides])
-        if code is None:
-            return found
-        assert found == code
-        return output_dir
-
-    return run

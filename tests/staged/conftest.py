@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from mtl.cli import main
-
 NUM_ROWS = 60
 
 
@@ -32,20 +30,6 @@ def arguments(tmp_path, monkeypatch, tiny_folder, make_task):
         *("adapters.lora_dropout=0", "batch_size=8", "learning_rate=0.02", "warmup_ratio=0", "scheduler=constant"),
         *("keep_last=99", "evals_per_stage=2"),
     ]
-
-
-@pytest.fixture
-def command(arguments):
-    """Trains in this process; returns the folder, or with ``code=None`` the exit code."""
-
-    def run(output_dir, *overrides, code=0):
-        found = main(["train", *arguments, f"output_dir={output_dir}", *overrides])
-        if code is None:
-            return found
-        assert found == code
-        return output_dir
-
-    return run
 
 
 @pytest.fixture

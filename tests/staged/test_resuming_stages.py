@@ -38,7 +38,7 @@ def test_resumed_at_every_checkpoint(tmp_path, command, interrupted_copy, outcom
         assert outcome(command(copy, *options, "resume_from_checkpoint=auto")) == expected, step
 
 
-def test_asked_to_stop_at_every_moment_of_a_guarded_run(tmp_path, command, asked_later, outcome, capsys):
+def test_asked_to_stop_at_every_moment_of_a_guarded_run(tmp_path, command, asked_later, outcome):
     options = [*STAGED["interpolated"], *SMALL, "task_patience=9", "when_converged=floor"]
     expected = outcome(command(tmp_path / "whole", *options))
     stopped = 0
@@ -53,7 +53,6 @@ def test_asked_to_stop_at_every_moment_of_a_guarded_run(tmp_path, command, asked
         command(folder, *options, "resume_from_checkpoint=auto")
         assert outcome(folder) == expected, looks
     assert stopped > 10
-    assert "rolled back" in capsys.readouterr().out or stopped
 
 
 def test_a_run_that_begins_with_another_is_resumed(tmp_path, command, interrupted_copy, outcome):
